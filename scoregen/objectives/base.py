@@ -19,7 +19,7 @@ class Loss:
 
 
 class Objective(Protocol):
-    """A loss for one denoiser; it may be an nn.Module with parameters of its own, which the trainer then trains too."""
+    """A loss for one denoiser. If it is an nn.Module, the trainer trains its parameters too."""
 
     def __call__(self, denoiser: Denoise, x0: Tensor, cond: Cond, rng: BatchRng) -> Loss:
         """The loss at clean data x0 [B, *shape] with class ids cond."""

@@ -1,8 +1,8 @@
 """Randomness as a function of (seed, nimg) in training and of the sample's own seed in sampling.
 
-Nobody draws from the global generator. A training step draws for the whole global batch and keeps the rows of
-this process and micro-batch, so that one process and four see the same numbers; a sample draws from a generator of
-its own, so that it does not depend on its neighbours.
+Nobody draws from the global generator. A training step draws for the whole global batch and keeps the rows
+of this process and micro-batch, so that one process and four see the same numbers; a sample draws from a
+generator of its own, so that it does not depend on its neighbours.
 """
 
 import hashlib
@@ -39,8 +39,8 @@ class Rng(Protocol):
 class BatchRng:
     """Draws for a global batch of `size` samples and returns the `rows` held here.
 
-    `key` names the stream, by convention (seed, purpose, nimg); a new object replays the stream from its start,
-    and every micro-batch and process makes the same calls in the same order.
+    `key` names the stream, by convention (seed, purpose, nimg); a new object replays the stream from its
+    start, and every micro-batch and process makes the same calls in the same order.
     """
 
     def __init__(

@@ -1,0 +1,181 @@
+"""Preconditioning: a denoiser D(x; sigma) = c_skip x + c_out F(c_in x; c_noise) around a raw network F.
+
+Source: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022,
+arXiv 2206.00364.
+"""
+
+from dataclasses import dataclass
+from math import inf
+from typing import ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from scoregen.diffusion import schedules
+from scoregen.ranges import NonNegative, Positive, PositiveInt
+
+
+class Coefficients(NamedTuple):
+    """The four preconditioning coefficients, each of the shape of sigma, at least float32."""
+
+    skip: Tensor
+    out: Tensor
+    input: Tensor
+    noise: Tensor  # what the network is told about the noise level
+
+
+class Precond(Protocol):
+    """A function sigma -> Coefficients, good for sigma in [sigma_min, sigma_max]."""
+
+    channel_factor: ClassVar[int]  # the network emits factor x channels; the denoiser keeps the first part
+
+    @property
+    def sigma_min(self) -> float:
+        """The lowest noise level that the parametrisation is good for."""
+        ...
+
+    @property
+    def sigma_max(self) -> float:
+        """The highest noise level that the parametrisation is good for."""
+        ...
+
+    def __call__(self, sigma: Tensor) -> Coefficients:
+        """The coefficients at noise levels sigma [] or [B]."""
+        ...
+
+    def round(self, sigma: Tensor) -> Tensor:
+        """The nearest noise levels that the network was trained on."""
+        ...
+
+
+def _wide(sigma: Tensor) -> Tensor:
+    return sigma if sigma.dtype == torch.float64 else sigma.float()
+
+
+class _Continuous:
+    """A parametrisation for every noise level of its range."""
+
+    channel_factor: ClassVar[int] = 1
+
+    def round(self, sigma: Tensor) -> Tensor:
+        """The identity."""
+        return sigma
+
+
+@dataclass(frozen=True)
+class EDMPrecond(_Continuous):
+    """Keeps the input and the training target of F at unit variance for data of std sigma_data.
+
+    c_skip = sd^2 / (sigma^2 + sd^2),  c_out = sigma sd / sqrt(sigma^2 + sd^2),
+    c_in = 1 / sqrt(sigma^2 + sd^2),  c_noise = ln(sigma) / 4.
+    """
+
+    sigma_data: Positive = 0.5
+    sigma_min: NonNegative = 0.0
+    sigma_max: Positive = inf
+
+    def __call__(self, sigma: Tensor) -> Coefficients:
+        """The coefficients at noise levels sigma [] or [B]."""
+        sigma = _wide(sigma)
+        total = sigma.square() + self.sigma_data**2
+        return Coefficients(
+            skip=self.sigma_data**2 / total,
+            out=sigma * self.sigma_data * total.rsqrt(),
+            input=total.rsqrt(),
+            noise=sigma.log() / 4,
+        )
+
+
+@dataclass(frozen=True)
+class VPPrecond(_Continuous):
+    """Reads F as the noise prediction of the VP process (Song et al., 2021, arXiv 2011.13456).
+
+    c_skip = 1,  c_out = -sigma,  c_in = 1 / sqrt(sigma^2 + 1),  c_noise = (M - 1) t(sigma).
+    """
+
+    beta_d: Positive = schedules.VP_BETA_D
+    beta_min: Positive = schedules.VP_BETA_MIN
+    epsilon_t: Positive = 1e-5  # the smallest training time
+    levels: PositiveInt = 1000  # M, the time steps of the discrete process that c_noise counts in
+
+    @property
+    def sigma_min(self) -> float:
+        """sigma(epsilon_t)."""
+        return schedules.vp_level(self.epsilon_t, beta_d=self.beta_d, beta_min=self.beta_min)
+
+    @property
+    def sigma_max(self) -> float:
+        """sigma(1)."""
+        return schedules.vp_level(1.0, beta_d=self.beta_d, beta_min=self.beta_min)
+
+    def __call__(self, sigma: Tensor) -> Coefficients:
+        """The coefficients at noise levels sigma [] or [B]."""
+        sigma = _wide(sigma)
+        time = schedules.vp_time(sigma, beta_d=self.beta_d, beta_min=self.beta_min)
+        return Coefficients(
+            skip=torch.ones_like(sigma),
+            out=-sigma,
+            input=(sigma.square() + 1).rsqrt(),
+            noise=(self.levels - 1) * time,
+        )
+
+
+@dataclass(frozen=True)
+class VEPrecond(_Continuous):
+    """Reads F as minus the noise prediction of the VE process (Song et al., 2021, arXiv 2011.13456).
+
+    c_skip = 1,  c_out = sigma,  c_in = 1,  c_noise = ln(sigma / 2).
+    """
+
+    sigma_min: Positive = 0.02
+    sigma_max: Positive = 100.0
+
+    def __call__(self, sigma: Tensor) -> Coefficients:
+        """The coefficients at noise levels sigma [] or [B]."""
+        sigma = _wide(sigma)
+        one = torch.ones_like(sigma)
+        return Coefficients(skip=one, out=sigma, input=one, noise=(sigma / 2).log())
+
+
+@dataclass(frozen=True)
+class IDDPMPrecond:
+    """Reads the first half of F's channels as the noise prediction of a discrete iDDPM or ADM model.
+
+    c_skip = 1,  c_out = -sigma,  c_in = 1 / sqrt(sigma^2 + 1),  c_noise = M - 1 - argmin_j |u_j - sigma|;
+    the second half of the channels, the variance head, is dropped. Levels u_j: `schedules.iddpm_sigmas`.
+    """
+
+    levels: PositiveInt = schedules.IDDPM_LEVELS  # M
+    c1: Positive = schedules.IDDPM_C1
+    c2: Positive = schedules.IDDPM_C2
+    channel_factor: ClassVar[int] = 2
+
+    @property
+    def sigma_min(self) -> float:
+        """u_{M-1}, the lowest level above zero."""
+        return float(self._table("cpu")[-2])
+
+    @property
+    def sigma_max(self) -> float:
+        """u_0."""
+        return float(self._table("cpu")[0])
+
+    def __call__(self, sigma: Tensor) -> Coefficients:
+        """The coefficients at noise levels sigma [] or [B]."""
+        sigma = _wide(sigma)
+        return Coefficients(
+            skip=torch.ones_like(sigma),
+            out=-sigma,
+            input=(sigma.square() + 1).rsqrt(),
+            noise=(self.levels - 1 - self._index(sigma)).to(sigma.dtype),
+        )
+
+    def round(self, sigma: Tensor) -> Tensor:
+        """The nearest levels u_j, at least float32."""
+        return self._table(sigma.device)[self._index(sigma)].to(_wide(sigma).dtype)
+
+    def _table(self, device: torch.device | str) -> Tensor:
+        return schedules.iddpm_sigmas(levels=self.levels, c1=self.c1, c2=self.c2, device=device)
+
+    def _index(self, sigma: Tensor) -> Tensor:
+        return schedules.iddpm_index(sigma, levels=self.levels, c1=self.c1, c2=self.c2)

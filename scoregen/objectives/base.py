@@ -1,8 +1,10 @@
 """What every training objective takes and returns."""
 
 from dataclasses import dataclass, field
+from math import log10
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from scoregen.denoisers.base import Cond, Denoise
@@ -24,3 +26,27 @@ class Objective(Protocol):
     def __call__(self, denoiser: Denoise, x0: Tensor, cond: Cond, rng: BatchRng) -> Loss:
         """The loss at clean data x0 [B, *shape] with class ids cond."""
         ...
+
+
+SIGMA_EDGES = tuple(10 ** (k / 2) for k in range(-4, 5))  # two bins a decade and two open ends
+SIGMA_BINS = len(SIGMA_EDGES) + 1
+
+
+def sigma_bins(loss: Loss) -> dict[str, Tensor]:
+    """Sum the losses per bin of sigma, on the device and without a host sync.
+
+    Returns [SIGMA_BINS] each: `loss`, the sums of the finite losses, `count`, how many they are, and `bad`,
+    how many losses are not finite. All three add up over micro-batches, steps and processes. Bin k holds
+    SIGMA_EDGES[k - 1] <= sigma < SIGMA_EDGES[k].
+    """
+    position = (loss.sigma.detach().log10() - log10(SIGMA_EDGES[0])) * 2 + 1
+    index = position.floor().clamp(0, SIGMA_BINS - 1)
+    member = index[:, None] == torch.arange(SIGMA_BINS, device=index.device)
+    value = loss.value.detach()[:, None]
+    good = member & value.isfinite()
+    dtype = torch.float32 if value.device.type == "mps" else torch.float64
+    return {
+        "loss": torch.where(good, value, 0.0).sum(0, dtype=dtype),
+        "count": good.sum(0, dtype=dtype),
+        "bad": (member & ~value.isfinite()).sum(0, dtype=dtype),
+    }

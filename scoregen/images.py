@@ -1,0 +1,65 @@
+"""Images as uint8 tensors: quantisation, grids, PNG files, and pictures of 2-D points. Pillow only."""
+
+from math import ceil, sqrt
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scoregen.errors import UserError
+
+_TILE_MIN = 32  # pixels: smaller images are enlarged in a grid, so that they can be looked at
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """trunc(clip(127.5 x + 128, 0, 255)), uint8: from the model's range [-1, 1] to pixels."""
+    return (x * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """u / 127.5 - 1, float32: from pixels to the model's range, undone by `to_uint8`."""
+    return images.float() / 127.5 - 1
+
+
+def make_grid(images: Tensor, columns: int | None = None, padding: int = 2) -> Tensor:
+    """Lay images uint8 [N, C, H, W], N > 0, out row by row on white: uint8 [C, H', W'].
+
+    Images lower than 32 pixels are enlarged by a whole factor first. The default is a square grid.
+    """
+    scale = max(_TILE_MIN // images.shape[2], 1)
+    images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    count, channels, height, width = images.shape
+    columns = min(columns or ceil(sqrt(count)), count)
+    rows = ceil(count / columns)
+    tiles = images.new_full((rows * columns, channels, height + padding, width + padding), 255)
+    tiles[:count, :, padding:, padding:] = images
+    tiles = tiles.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4)  # [C, rows, H, columns, W]
+    grid = tiles.flatten(3, 4).flatten(1, 2)
+    return torch.nn.functional.pad(grid, (0, padding, 0, padding), value=255)
+
+
+def save_png(image: Tensor, path: str | Path) -> None:
+    """Write a uint8 image [C, H, W] as PNG and make its folder; UserError unless C is 1 or 3."""
+    from PIL import Image
+
+    if image.shape[0] not in (1, 3):
+        raise UserError(f"a PNG has 1 or 3 channels, this image has {image.shape[0]}: {path}")
+    pixels = image.permute(1, 2, 0).cpu().numpy()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels[:, :, 0] if image.shape[0] == 1 else pixels).save(path, format="PNG")
+
+
+def scatter(points: Tensor, *, size: int = 512, extent: float | None = None) -> Tensor:
+    """Picture 2-D points [N, 2] of [-extent, extent]^2, y upwards, dark on white: uint8 [1, size, size].
+
+    The default extent holds all finite points. Darkness saturates like 1 - exp(-n) in the number n of points
+    of a pixel.
+    """
+    points = points.double().cpu()
+    points = points[points.isfinite().all(1)]
+    if extent is None:
+        extent = float(points.abs().max()) * 1.05 if len(points) else 1.0
+    points = points[(points.abs() < extent).all(1)]
+    column, row = ((points * torch.tensor([1.0, -1.0]) / extent + 1) / 2 * size).long().unbind(1)
+    count = torch.bincount(row.clamp(0, size - 1) * size + column.clamp(0, size - 1), minlength=size * size)
+    return (255 * (-count.float()).exp()).round().to(torch.uint8).reshape(1, size, size)

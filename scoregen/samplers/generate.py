@@ -1,0 +1,89 @@
+"""From seeds to samples: a sample depends on the denoiser, the sampler and its seed, not on others."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoregen.denoisers.base import Denoiser
+from scoregen.errors import UserError
+from scoregen.images import to_uint8
+from scoregen.rng import SampleRng
+from scoregen.samplers.base import Sampler
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One batch of samples and what they came from."""
+
+    x: Tensor  # float32 [B, *shape], images in [-1, 1] up to overshoot
+    seeds: tuple[int, ...]
+    labels: Tensor | None  # int64 [B]; None for an unconditional denoiser
+
+    @property
+    def images(self) -> Tensor:
+        """uint8 [B, C, H, W]."""
+        return to_uint8(self.x)
+
+
+@torch.no_grad()
+def generate(
+    denoiser: Denoiser,
+    sampler: Sampler,
+    seeds: Sequence[int],
+    *,
+    batch: int,
+    device: torch.device | str,
+    labels: int | None = None,
+) -> Iterator[Samples]:
+    """Draw one sample per seed, in batches.
+
+    Args:
+        denoiser: any denoiser, on `device`.
+        sampler: any sampler.
+        seeds: one for each sample.
+        batch: samples at a time; the last batch may be smaller.
+        device: where to compute.
+        labels: the class of all samples; None draws each sample's class uniformly from its own seed.
+
+    Raises:
+        UserError: for a batch below 1 or a class that the denoiser does not know.
+    """
+    if batch < 1:
+        raise UserError(f"batch={batch}: at least 1 sample at a time")
+    _check_class(denoiser, labels)
+    for start in range(0, len(seeds), batch):
+        rng = SampleRng(seeds[start : start + batch], device)
+        noise = rng.randn(*denoiser.shape)
+        cond = _draw_classes(denoiser, rng, labels)
+        yield Samples(sampler(denoiser, noise, cond, rng).float(), rng.seeds, cond)
+
+
+def _draw_classes(denoiser: Denoiser, rng: SampleRng, label: int | None) -> Tensor | None:
+    """Class ids [B]; drawn in any case, so that the noise that follows is the same for a given class."""
+    if denoiser.num_classes == 0:
+        return None
+    drawn = rng.randint(denoiser.num_classes)
+    return drawn if label is None else torch.full_like(drawn, label)
+
+
+def _check_class(denoiser: Denoiser, label: int | None) -> None:
+    if label is not None and not 0 <= label < denoiser.num_classes:
+        allowed = (
+            f"0 to {denoiser.num_classes - 1}" if denoiser.num_classes else "none: the model has no classes"
+        )
+        raise UserError(f"class {label} is unknown to the model; allowed: {allowed}")
+
+
+def steps_for_nfe(sampler: Sampler, nfe: int) -> int:
+    """The most steps within a budget of nfe evaluations of the denoiser; UserError where not one fits."""
+    if sampler.nfe(1) > nfe:
+        raise UserError(
+            f"{type(sampler).__name__} needs at least {sampler.nfe(1)} network evaluations, "
+            f"the budget is {nfe}"
+        )
+    steps = 1
+    while sampler.nfe(steps + 1) <= nfe:
+        steps += 1
+    return steps

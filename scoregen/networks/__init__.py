@@ -1,0 +1,20 @@
+"""Raw networks F(x, noise_labels, cond, augment_labels), each on samples of one shape.
+
+To add a network: one subclass of `Network` with its five constructor arguments, one line here, one YAML file.
+"""
+
+from scoregen.networks.base import Network
+from scoregen.networks.diffusers_unet import DiffusersUNet
+from scoregen.networks.mlp import MLP
+from scoregen.networks.unet_adm import ADM
+from scoregen.networks.unet_song import DDPMpp, NCSNpp
+
+NETWORKS: dict[str, type[Network]] = {
+    "ddpmpp": DDPMpp,
+    "ncsnpp": NCSNpp,
+    "adm": ADM,
+    "mlp": MLP,
+    "diffusers_unet": DiffusersUNet,
+}
+
+__all__ = ["ADM", "MLP", "NETWORKS", "DDPMpp", "DiffusersUNet", "NCSNpp", "Network"]

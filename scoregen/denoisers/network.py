@@ -1,0 +1,77 @@
+"""The denoiser that a raw network and a preconditioner make."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from scoregen.denoisers.base import Cond, as_sigma, expand
+from scoregen.diffusion.precond import Precond
+from scoregen.errors import UserError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+class NetworkDenoiser(nn.Module):
+    """Denoise with a network: D(x; sigma) = c_skip x + c_out F(c_in x; c_noise, cond, augment_labels).
+
+    Coefficients and sum are float32, F runs under autocast of `precision`; a network with float64 weights
+    is evaluated in float64. Where the preconditioner asks F for more channels than x has, the first ones
+    are kept.
+
+    Args:
+        network: F. precond: the coefficients. shape: of one sample. num_classes: 0 is unconditional.
+        precision: of F's matrix products; training and sampling use the same.
+
+    Raises UserError on samples of another shape and on networks whose output does not fit.
+    Source: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models, 2022, arXiv
+    2206.00364.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        precond: Precond,
+        *,
+        shape: tuple[int, ...],
+        num_classes: int = 0,
+        precision: Precision = "fp32",
+    ) -> None:
+        super().__init__()
+        self.network, self.precond, self.precision = network, precond, precision
+        self.shape, self.num_classes = tuple(shape), num_classes
+        self.sigma_min, self.sigma_max = precond.sigma_min, precond.sigma_max
+
+    def forward(
+        self, x: Tensor, sigma: Tensor, cond: Cond = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        """E[x0 | x] for x [B, *shape] and sigma [] or [B], in float32 (float64 for a float64 network)."""
+        if x.ndim == 0 or x.shape[1:] != self.shape:
+            raise UserError(
+                f"this denoiser takes batches of samples of shape {self.shape}, got shape {tuple(x.shape)}"
+            )
+        x = x.to(self._dtype())
+        c = self.precond(as_sigma(sigma, x).expand(x.shape[0]))
+        with self._autocast(x.device.type):
+            f = self.network(expand(c.input, x) * x, c.noise, cond, augment_labels)
+        return expand(c.skip, x) * x + expand(c.out, x) * self._denoised_part(f, x)
+
+    def _denoised_part(self, f: Tensor, x: Tensor) -> Tensor:
+        expected = (x.shape[0], self.precond.channel_factor * x.shape[1], *x.shape[2:])
+        if f.shape != expected:
+            raise UserError(
+                f"the network returned shape {tuple(f.shape)}, {type(self.precond).__name__} needs"
+                f" {expected}; build it with out_channels={expected[1]}"
+            )
+        return f[:, : x.shape[1]].to(x.dtype)
+
+    def _dtype(self) -> torch.dtype:
+        weight = next(self.network.parameters(), None)
+        return torch.float64 if weight is not None and weight.dtype == torch.float64 else torch.float32
+
+    def _autocast(self, device: str) -> AbstractContextManager:
+        if self.precision == "fp32" or device == "meta":  # meta tensors have no autocast
+            return nullcontext()
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        return torch.autocast(device, dtype)

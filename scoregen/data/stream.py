@@ -1,0 +1,90 @@
+"""The endless stream of training images: what comes at image number n is a function of (seed, n)."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from scoregen.data.base import ArrayDataset, Batch, Dataset, to_model_range
+from scoregen.ranges import NonNegativeInt
+from scoregen.rng import generator
+
+
+class Stream:
+    """Serves batches by image number: image n of the stream is order_e[n mod N] with e = n // N.
+
+    order_e is the permutation drawn from generator(seed, "order", e), so every image comes once an epoch, a
+    batch may cross epochs, and a restart at any n needs no state. Sets in memory are moved to the device
+    where they take at most a quarter of its free memory; sets that decode on demand are prefetched one step
+    ahead by `workers` threads.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        workers: NonNegativeInt = 4,
+    ) -> None:
+        self.device = torch.device(device)
+        self.dataset = _place(dataset, self.device)
+        self.seed = seed
+        self.workers = workers if dataset.on_demand else 0
+        self._orders: dict[int, Tensor] = {}
+        self._pool = ThreadPoolExecutor(self.workers, "decode") if self.workers else None
+        self._ahead: dict[tuple[int, ...], list[Future[Batch]]] = {}
+
+    def indices(self, nimg: int, size: int, rows: slice = slice(None)) -> Tensor:
+        """Indices (int64, CPU) of `rows` of the global batch of `size` that starts at image number `nimg`."""
+        n = torch.arange(nimg, nimg + size)[rows]
+        epoch, offset = n // len(self.dataset), n % len(self.dataset)
+        indices = torch.empty_like(n)
+        for e in epoch.unique().tolist():
+            here = epoch == e
+            indices[here] = self._order(e)[offset[here]]
+        return indices
+
+    def batch(self, nimg: int, size: int, rows: slice = slice(None)) -> Batch:
+        """Those images, float32 in [-1, 1], and their class ids, both on the device."""
+        if self._pool is None:
+            got = self.dataset.fetch(self.indices(nimg, size, rows))
+        else:
+            got = self._prefetched(self._pool, nimg, size, rows)
+        x = to_model_range(self._send(got.x))
+        return Batch(x, None if got.label is None else self._send(got.label))
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            self._orders = {e: order for e, order in self._orders.items() if abs(e - epoch) <= 1}
+            self._orders[epoch] = torch.randperm(
+                len(self.dataset), generator=generator(self.seed, "order", epoch)
+            )
+        return self._orders[epoch]
+
+    def _prefetched(self, pool: ThreadPoolExecutor, nimg: int, size: int, rows: slice) -> Batch:
+        """Take this batch from the threads and start them on the same rows of the next one."""
+        key = (nimg, size, *rows.indices(size))
+        futures = self._ahead.pop(key, None) or self._submit(pool, nimg, size, rows)
+        self._ahead = {k: ahead for k, ahead in self._ahead.items() if k[0] >= nimg}
+        self._ahead[nimg + size, *key[1:]] = self._submit(pool, nimg + size, size, rows)
+        parts = [future.result() for future in futures]
+        labels = [part.label for part in parts if part.label is not None]
+        return Batch(torch.cat([part.x for part in parts]), torch.cat(labels) if labels else None)
+
+    def _submit(self, pool: ThreadPoolExecutor, nimg: int, size: int, rows: slice) -> list[Future[Batch]]:
+        chunks = self.indices(nimg, size, rows).chunk(self.workers)
+        return [pool.submit(self.dataset.fetch, chunk) for chunk in chunks]
+
+    def _send(self, x: Tensor) -> Tensor:
+        if self.device.type == "cuda" and x.device.type == "cpu":
+            x = x.pin_memory()
+        return x.to(self.device, non_blocking=True)
+
+
+def _place(dataset: Dataset, device: torch.device) -> Dataset:
+    if not isinstance(dataset, ArrayDataset) or device.type == "cpu":
+        return dataset
+    if device.type == "cuda" and dataset.x.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
+        return dataset
+    return dataset.to(device)

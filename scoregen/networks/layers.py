@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoregen.errors import UserError
+
 Direction = Literal["up", "down"]
 
 
@@ -158,10 +160,15 @@ class PositionalEmbedding(nn.Module):
 
     w_k = 10000^(-k / (channels / 2 - endpoint)), k = 0 ... channels / 2 - 1: with `endpoint` the last one
     is 1e-4.
+    Raises UserError unless channels is even and at least 4.
     """
 
     def __init__(self, channels: int, *, endpoint: bool) -> None:
         super().__init__()
+        if channels % 2 or channels < 4:
+            raise UserError(
+                f"a width of {channels} cannot hold sines and cosines; choose an even one of at least 4"
+            )
         self.channels, self.endpoint = channels, endpoint
 
     def forward(self, noise_labels: Tensor) -> Tensor:

@@ -18,12 +18,12 @@ class MLP(Network):
     emb = silu(M1 silu(M0(e(c_noise) + L one_hot + A augment_labels))), e the positional embedding of DDPM++.
 
     Args:
-        resolution, channels, num_classes, augment_dim, out_channels: of the data (1 and d for the first two);
+        resolution, channels, num_classes, augment_dim, out_channels: of the data, the first two both d;
             filled in by the framework.
         width, depth: hidden units, and residual blocks.
         dropout: probability, before the last matrix of each block.
 
-    Raises UserError on a resolution other than 1 and on inputs that do not fit.
+    Raises UserError on images and on inputs that do not fit.
     """
 
     def __init__(
@@ -38,9 +38,10 @@ class MLP(Network):
         depth: PositiveInt = 4,
         dropout: Fraction = 0.0,
     ) -> None:
-        if resolution != 1:
+        if resolution != channels:
             raise UserError(
-                f"an MLP takes flat samples (resolution 1), got resolution {resolution}; choose a U-Net"
+                f"an MLP takes flat samples, got images of {channels} channels and resolution {resolution};"
+                " choose a U-Net, for example ddpmpp"
             )
         super().__init__(
             (channels,), num_classes=num_classes, augment_dim=augment_dim, out_channels=out_channels

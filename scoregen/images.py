@@ -16,11 +16,6 @@ def to_uint8(x: Tensor) -> Tensor:
     return (x * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
-def from_uint8(images: Tensor) -> Tensor:
-    """u / 127.5 - 1, float32: from pixels to the model's range, undone by `to_uint8`."""
-    return images.float() / 127.5 - 1
-
-
 def make_grid(images: Tensor, columns: int | None = None, padding: int = 2) -> Tensor:
     """Lay images uint8 [N, C, H, W], N > 0, out row by row on white: uint8 [C, H', W'].
 
@@ -63,3 +58,8 @@ def scatter(points: Tensor, *, size: int = 512, extent: float | None = None) -> 
     column, row = ((points * torch.tensor([1.0, -1.0]) / extent + 1) / 2 * size).long().unbind(1)
     count = torch.bincount(row.clamp(0, size - 1) * size + column.clamp(0, size - 1), minlength=size * size)
     return (255 * (-count.float()).exp()).round().to(torch.uint8).reshape(1, size, size)
+
+
+def picture(x: Tensor, columns: int | None = None) -> Tensor:
+    """What samples [N, *shape] of the model look like: a grid of images, or a scatter plot of 2-D points."""
+    return scatter(x) if x.ndim == 2 else make_grid(to_uint8(x.cpu()), columns)

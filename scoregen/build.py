@@ -1,0 +1,169 @@
+"""From a validated configuration to objects: the one place that knows which group needs what from another."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from omegaconf import DictConfig
+
+from scoregen import config
+from scoregen.data.augment import Augment
+from scoregen.data.base import Dataset
+from scoregen.data.stats import measure
+from scoregen.data.stream import Stream
+from scoregen.denoisers.network import NetworkDenoiser
+from scoregen.errors import UserError
+from scoregen.parallel import Parallel
+from scoregen.rng import derive_seed
+from scoregen.training.heldout import HeldoutHook
+from scoregen.training.hooks import Hook
+from scoregen.training.loggers import JSONLLogger, Logger
+from scoregen.training.step import TrainStep
+from scoregen.training.trainer import Trainer
+from scoregen.training.weights import provenance
+
+log = logging.getLogger(__name__)
+
+SIGMA_DATA_TOLERANCE = 0.25  # relative; beyond it a warning tells the measured value
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a network is built for beyond its configuration; kept in the metadata of its weights."""
+
+    shape: tuple[int, ...]
+    num_classes: int = 0
+    augment_dim: int = 0
+
+    @classmethod
+    def of(cls, data: Dataset, augment: Augment) -> Self:
+        """For samples and classes of `data`, told about what `augment` does."""
+        return cls(tuple(data.shape), data.num_classes, augment.label_dim)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote."""
+        fields = json.loads(text)
+        return cls(**{**fields, "shape": tuple(fields["shape"])})
+
+    def to_json(self) -> str:
+        """As text for metadata."""
+        return json.dumps(asdict(self))
+
+
+def build_data(cfg: DictConfig, split: str) -> Dataset:
+    """The data set of a configuration; a UserError says what is missing or damaged."""
+    data: Dataset = config.instantiate(cfg.data, split=split)
+    return data
+
+
+def build_denoiser(cfg: DictConfig, spec: ModelSpec) -> NetworkDenoiser:
+    """The network denoiser of a configuration, its weights drawn from the run's seed on the default device."""
+    precond = config.instantiate(cfg.precond)
+    channels = spec.shape[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(cfg.seed, "weights"))
+        network = config.instantiate(
+            cfg.network,
+            resolution=spec.shape[-1],
+            channels=channels,
+            out_channels=channels * precond.channel_factor,
+            num_classes=spec.num_classes,
+            augment_dim=spec.augment_dim,
+        )
+    return NetworkDenoiser(
+        network, precond, shape=spec.shape, num_classes=spec.num_classes, precision=cfg.precision
+    )
+
+
+def build_step(cfg: DictConfig, spec: ModelSpec, augment: Augment) -> TrainStep:
+    """The training step of a configuration."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(cfg.seed, "objective"))
+        objective = config.instantiate(cfg.objective)
+    return TrainStep(
+        build_denoiser(cfg, spec), objective, augment, label_dropout=cfg.trainer.get("label_dropout", 0.0)
+    )
+
+
+def build_trainer(cfg: DictConfig) -> Trainer:
+    """Everything that a run needs, at the newest checkpoint of its folder where there is one.
+
+    Raises UserError where the folder holds a run with another configuration; nothing is written then.
+    """
+    run_dir = Path(cfg.run_dir)
+    _check_same_run(cfg, run_dir)
+    parallel = Parallel(cfg.device)
+    data, augment = build_data(cfg, "train"), config.instantiate(cfg.augment)
+    spec = ModelSpec.of(data, augment)
+    step = build_step(cfg, spec, augment).to(parallel.device)
+    hooks = build_hooks(cfg)
+    trainer = Trainer(
+        options=config.instantiate(cfg.trainer),
+        step=step,
+        stream=Stream(data, seed=cfg.seed, device=parallel.device),
+        heldout=build_data(cfg, "test") if _needs_heldout(hooks) else None,
+        optimizer=config.instantiate(cfg.optimizer, params=list(step.parameters())),
+        schedule=config.instantiate(cfg.schedule),
+        ema=config.instantiate(cfg.ema),
+        sampler=config.instantiate(cfg.sampler),
+        hooks=hooks,
+        loggers=[],
+        parallel=parallel,
+        seed=cfg.seed,
+        run_dir=run_dir,
+        metadata={"config": config.to_yaml(cfg), "model": spec.to_json(), **provenance()},
+    )
+    trainer.resume()
+    if parallel.is_main:
+        if trainer.nimg == 0:
+            _warn_sigma_data(cfg, data)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.yaml").write_text(config.to_yaml(cfg))
+        trainer.loggers = build_loggers(cfg, run_dir, trainer.nimg)
+    return trainer
+
+
+def build_hooks(cfg: DictConfig) -> dict[str, Hook]:
+    """The hooks by name."""
+    hooks: dict[str, Hook | None] = config.instantiate(cfg.hooks)
+    return {name: hook for name, hook in hooks.items() if hook is not None}
+
+
+def build_loggers(cfg: DictConfig, run_dir: Path, nimg: int) -> list[Logger]:
+    """The JSON lines that every run writes and the logger chosen beside them, going on after image `nimg`."""
+    chosen: Logger = config.instantiate(cfg.logger, run_dir=run_dir)
+    loggers = [chosen] if isinstance(chosen, JSONLLogger) else [JSONLLogger(run_dir), chosen]
+    for logger in loggers:
+        logger.start(nimg)
+    return loggers
+
+
+def _needs_heldout(hooks: dict[str, Hook]) -> bool:
+    return any(isinstance(hook, HeldoutHook) and hook.every is not None for hook in hooks.values())
+
+
+def _check_same_run(cfg: DictConfig, run_dir: Path) -> None:
+    """Refuse to go on with a run whose configuration differs in more than what may change."""
+    saved = run_dir / "config.yaml"
+    if not (run_dir / "checkpoints").is_dir() or not saved.is_file():
+        return
+    changes = config.diff(config.from_yaml(saved.read_text()), cfg, ignore=config.MUTABLE)
+    if changes:
+        raise UserError(
+            f"{run_dir} holds a run with another configuration:\n  "
+            + "\n  ".join(changes)
+            + "\nChoose another run_dir, or repeat the command that started this run to resume it."
+        )
+
+
+def _warn_sigma_data(cfg: DictConfig, data: Dataset) -> None:
+    measured = measure(data).std
+    if abs(cfg.sigma_data / measured - 1) > SIGMA_DATA_TOLERANCE:
+        log.warning(
+            "sigma_data=%g, but the standard deviation of %s is %.3f in [-1, 1]: consider sigma_data=%.2f",
+            cfg.sigma_data, data.name, measured, measured,
+        )  # fmt: skip

@@ -1,0 +1,84 @@
+"""Where the entries get their denoiser: a run folder, a weights file, or the embedded data in closed form."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from scoregen import config
+from scoregen.build import ModelSpec, build_denoiser
+from scoregen.denoisers.base import Denoiser
+from scoregen.errors import UserError
+from scoregen.training.checkpoint import latest_checkpoint
+from scoregen.training.weights import load_weights, read_weights, weights_hash
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A denoiser ready to sample from, its configuration, and what it is, for people and for manifests."""
+
+    denoiser: Denoiser
+    cfg: DictConfig
+    description: str
+    manifest: dict[str, Any]
+    run_dir: Path | None = None
+
+
+def find_source(path: str | None, device: torch.device) -> Source:
+    """The model at `path`; without one that of the latest finished run, else the embedded data themselves."""
+    if path is None:
+        finished = sorted(RUNS.glob("*/summary.json"), key=lambda file: file.stat().st_mtime)
+        if not finished:
+            return closed_form_source(device)
+        path = str(finished[-1].parent)
+    return load_source(Path(path), device)
+
+
+def load_source(path: Path, device: torch.device) -> Source:
+    """The averaged weights of a run's newest whole checkpoint, or those in a safetensors file."""
+    if path.is_dir():
+        found = latest_checkpoint(path / "checkpoints")
+        if found is None:
+            raise UserError(f"{path} holds no checkpoint; give a run folder of train.py or a .safetensors file")
+        run_dir, weights = path, found.path / "ema.safetensors"
+    elif path.is_file():
+        run_dir, weights = None, path
+    else:
+        known = ", ".join(str(p) for p in sorted(RUNS.glob("*")) if p.is_dir()) or "none yet"
+        raise UserError(f"--run {path}: no such folder or file; runs here: {known}")
+    tensors, metadata = read_weights(weights)
+    if not {"config", "model"} <= metadata.keys():
+        raise UserError(f"{weights} does not say which network it is of; give weights that train.py has written")
+    cfg = config.from_yaml(metadata["config"])
+    denoiser = build_denoiser(cfg, ModelSpec.from_json(metadata["model"]))
+    load_weights(denoiser, tensors, str(weights))
+    digest, nimg = weights_hash(weights), int(metadata.get("nimg", 0))
+    return Source(
+        denoiser.to(device).eval(),
+        cfg,
+        f"{weights} ({nimg:,} images, sha256 {digest})",
+        {"run": str(path), "weights": str(weights), "weights_sha256": digest, "nimg": nimg},
+        run_dir,
+    )
+
+
+def closed_form_source(device: torch.device) -> Source:
+    """The embedded digits as an exact denoiser: no training, and no image that is not one of them."""
+    from scoregen.data.base import to_model_range
+    from scoregen.data.digits import load_digits
+    from scoregen.denoisers.empirical import EmpiricalDenoiser
+
+    cfg, _ = config.compose([])
+    data = load_digits()
+    denoiser = EmpiricalDenoiser(to_model_range(data.x), data.label).to(device)
+    return Source(
+        denoiser,
+        cfg,
+        f"no finished run under {RUNS}/: sampling the closed form of the {len(data):,} embedded training digits, "
+        "which needs no training and can only return those digits; `python train.py` trains a model",
+        {"run": None, "weights": "closed form of the embedded digits", "data_sha256": data.fingerprint},
+    )

@@ -1,0 +1,82 @@
+"""The body of train.py: compose -> validate -> build -> run."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from scoregen import config
+from scoregen.cli.entry import DONE, INTERRUPTED, run_entry
+
+EXAMPLES = """\
+examples:
+  python train.py                                        the embedded default, experiment=digits_edm
+  python train.py experiment=cifar_edm data.root=DIR     an experiment, with a value changed
+  python train.py trainer.total=20000 trainer.batch=64 trainer.microbatch=16 run_dir=runs/x device=cpu
+  torchrun --nproc_per_node 8 train.py experiment=cifar_edm
+  python train.py experiment=cifar_edm dry=true          parameters, FLOPs, memory and cost; nothing is trained
+
+The same command again resumes its run folder exactly; a finished run says so. Ctrl-C saves and stops.
+exit codes: 0 done, 2 wrong input, 1 a defect, 130 interrupted and resumable
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the entry; the exit code."""
+    return run_entry(_train, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    choices = "\n".join(f"  {group:<11} {', '.join(names)}" for group, names in config.groups().items())
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train a score model. Every setting is `group=choice` or `key=value`.",
+        epilog=f"groups and their choices:\n{choices}\n\n{EXAMPLES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="see the groups below and --cfg job")
+    parser.add_argument("--cfg", choices=["job"], help="print the composed configuration and exit")
+    return parser
+
+
+def _train(argv: Sequence[str]) -> int:
+    args = _parser().parse_intermixed_args(argv)
+    cfg, problems = config.compose(args.overrides)
+    if args.cfg:
+        config.refuse(problems)
+        print(config.to_yaml(cfg), end="")
+        return DONE
+    from scoregen.validation import validate
+
+    problems += validate(cfg, processes=int(os.environ.get("WORLD_SIZE", "1")))
+    config.refuse(problems)
+    if cfg.dry:
+        from scoregen.plan import plan
+
+        print(plan(cfg))
+        return DONE
+    return _run(cfg)
+
+
+def _run(cfg: config.DictConfig) -> int:
+    from scoregen.build import build_trainer
+
+    trainer = build_trainer(cfg)
+    say = print if trainer.parallel.is_main else _silent
+    try:
+        if trainer.finished:
+            say(f"{trainer.run_dir} is finished at {trainer.nimg:,} images; raise trainer.total to go on")
+            return DONE
+        if trainer.nimg:
+            say(f"resuming {trainer.run_dir} at {trainer.nimg:,} images")
+        if not trainer.run():
+            say(f"stopped and saved at {trainer.nimg:,} images; the same command resumes", file=sys.stderr)
+            return INTERRUPTED
+        say(f"done: {trainer.stop_reason or f'{trainer.nimg:,} images'}; python sample.py --run {trainer.run_dir}")
+        return DONE
+    finally:
+        trainer.close()
+
+
+def _silent(*_: object, **__: object) -> None:
+    """The voice of every process but the main one."""

@@ -1,0 +1,191 @@
+"""Configuration: compose it from Hydra's groups, instantiate what it names, save it, compare two.
+
+One choice is one file `conf/<group>/<choice>.yaml`; the groups are the registry. Group choices go through
+Hydra's composition; single values (`trainer.batch=64`) are set afterwards, so that `=` and `,` in paths need no
+quoting. Nothing below the entries reads a configuration: constructors take typed arguments.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from scoregen.errors import UserError
+
+# A finished or interrupted run may be continued with another value of these.
+MUTABLE = ("trainer.total", "trainer.microbatch", "hooks", "logger", "device", "sampler", "dry", "data.root")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a configuration: what was given and what to do about it."""
+
+    given: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"  {self.given}: {self.advice}"
+
+
+def refuse(problems: Sequence[Problem]) -> None:
+    """Raise one UserError that lists all the problems, or return where there are none."""
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UserError(f"{count} in the configuration:\n" + "\n".join(map(str, problems)))
+
+
+def suggest(name: str, allowed: Sequence[str]) -> str:
+    """The near name, if there is one, and what is allowed."""
+    near = get_close_matches(name, allowed, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{hint}allowed: {', '.join(sorted(allowed)) or 'nothing'}"
+
+
+def conf_dir() -> Path:
+    """The folder of the configuration groups: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parent
+    beside, inside = package.parent / "conf", package / "conf"
+    return inside if inside.is_dir() else beside
+
+
+def groups() -> dict[str, list[str]]:
+    """Every configuration group with its choices."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(conf_dir().glob("*/*.yaml")):
+        found.setdefault(path.parent.name, []).append(path.stem)
+    return found
+
+
+def compose(overrides: Sequence[str]) -> tuple[DictConfig, list[Problem]]:
+    """The configuration of `train.yaml` under `overrides`, and what was wrong with them.
+
+    Choices that do not exist are left out, so that one call reports every mistake.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    choices, values, problems = _split(overrides, known=groups())
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        cfg = hydra_compose("train", overrides=choices)
+    OmegaConf.set_struct(cfg, False)
+    return cfg, problems + _set_values(cfg, values)
+
+
+def choose(group: str, name: str, values: Sequence[str] = ()) -> tuple[DictConfig, list[Problem]]:
+    """The file conf/<group>/<name>.yaml with `key=value` settings; a UserError for a choice that there is not."""
+    choices = groups()[group]
+    if name not in choices:
+        refuse([Problem(f"{group}={name}", f"no such {group}; {suggest(name, choices)}")])
+    cfg = OmegaConf.load(conf_dir() / group / f"{name}.yaml")
+    assert isinstance(cfg, DictConfig)
+    return adjust(cfg, values)
+
+
+def adjust(cfg: DictConfig, values: Sequence[str]) -> tuple[DictConfig, list[Problem]]:
+    """A copy of `cfg` with `key=value` settings, and what was wrong with these."""
+    cfg = cfg.copy()
+    _, pairs, problems = _split(values, known={})
+    return cfg, problems + _set_values(cfg, pairs)
+
+
+def _set_values(cfg: DictConfig, values: Sequence[tuple[str, str]]) -> list[Problem]:
+    problems = []
+    for key, text in values:
+        try:
+            OmegaConf.update(cfg, key, _parse(text), merge=False, force_add=True)
+        except (OmegaConfBaseException, AttributeError, TypeError, ValueError) as error:
+            problems.append(Problem(f"{key}={text}", f"cannot be set: {str(error).splitlines()[0]}"))
+    return problems
+
+
+def _split(
+    overrides: Sequence[str], known: Mapping[str, Sequence[str]]
+) -> tuple[list[str], list[tuple[str, str]], list[Problem]]:
+    """Overrides as choices from the `known` groups, (key, value) pairs to set, and problems."""
+    choices, values, problems = [], [], []
+    for override in overrides:
+        key, equals, text = override.lstrip("+").partition("=")
+        if not equals or not key:
+            problems.append(
+                Problem(override, "not understood; write key=value, for example trainer.batch=64")
+            )
+        elif key in known and text not in known[key] and text not in ("null", "none"):
+            problems.append(Problem(override, f"no such {key}; {suggest(text, known[key])}"))
+        elif key in known:
+            choices.append(f"{key}={text}" if text in known[key] else f"~{key}")
+        else:
+            values.append((key, text))
+    return choices, values, problems
+
+
+def _parse(text: str) -> Any:
+    """A value as YAML reads it; what is no YAML (a path with odd characters) is a string."""
+    try:
+        return OmegaConf.from_dotlist([f"value={text}"]).value
+    except Exception:  # PyYAML and OmegaConf raise many kinds: whatever they cannot read is meant literally
+        return text
+
+
+def to_container(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain resolved dicts and lists."""
+    container = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def to_yaml(cfg: DictConfig) -> str:
+    """The configuration, resolved, as YAML text; what `config.yaml` and the weights' metadata hold."""
+    return OmegaConf.to_yaml(cfg, resolve=True)
+
+
+def from_yaml(text: str) -> DictConfig:
+    """The configuration in YAML text written by `to_yaml`."""
+    cfg = OmegaConf.create(text)
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested containers as {dotted key: leaf}."""
+    if isinstance(node, Mapping) and node:
+        parts = [flatten(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in node.items()]
+        return {key: value for part in parts for key, value in part.items()}
+    return {prefix: node}
+
+
+def diff(old: DictConfig, new: DictConfig, ignore: Sequence[str] = ()) -> list[str]:
+    """The keys in which two configurations differ, as readable lines; keys under `ignore` do not count."""
+    before, after = flatten(to_container(old)), flatten(to_container(new))
+    lines = []
+    for key in sorted({*before, *after}):
+        ignored = any(key == name or key.startswith(f"{name}.") for name in ignore)
+        if not ignored and before.get(key) != after.get(key):
+            lines.append(f"{key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}")
+    return lines
+
+
+def instantiate(node: Any, **arguments: Any) -> Any:
+    """Build what a node with `_target_` names, innermost first; `arguments` are added at the outermost.
+
+    Lists become tuples; a node without `_target_` becomes a dict.
+    """
+    if isinstance(node, DictConfig | ListConfig):
+        node = OmegaConf.to_container(node, resolve=True)
+    if isinstance(node, list):
+        return tuple(instantiate(item) for item in node)
+    if not isinstance(node, dict):
+        return node
+    built = {key: instantiate(value) for key, value in node.items() if key != "_target_"}
+    return locate(node["_target_"])(**built, **arguments) if "_target_" in node else built
+
+
+def locate(target: str) -> Any:
+    """The class or function with the dotted name `target`; ImportError or AttributeError if there is none."""
+    from importlib import import_module
+
+    module, _, name = target.rpartition(".")
+    return getattr(import_module(module), name)

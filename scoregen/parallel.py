@@ -1,0 +1,124 @@
+"""A thin face of accelerate: the device, this process among the others, wrapping, and sums over processes.
+
+Order of data, randomness and checkpoints stay ours, because accelerate's own do not give an exact resume.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from scoregen.errors import UserError
+
+T = TypeVar("T")
+
+
+class Parallel:
+    """The processes of one run: `rank` of `world`, each with its `device`.
+
+    Started plainly there is one process and no process group; under `torchrun` or `accelerate launch` there are
+    WORLD_SIZE, joined by NCCL on GPUs and by gloo on CPUs.
+
+    Args:
+        device: auto, cpu, cuda or mps; auto takes CUDA, then MPS, then the CPU.
+    """
+
+    def __init__(self, device: str = "auto") -> None:
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        kind = _resolve_device(device)
+        if self.world == 1:
+            self.device = torch.device(kind)
+            return
+        from accelerate import Accelerator
+
+        self._accelerator = Accelerator(cpu=kind == "cpu")
+        self.device = self._accelerator.device
+        # Host-side agreement goes over gloo, so that it never waits for the GPU.
+        self._host_group = torch.distributed.new_group(backend="gloo")
+        assert self._accelerator.num_processes == self.world, "the launcher started another number of processes"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+    def rows(self, batch: int) -> range:
+        """The rows of a global batch that this process holds."""
+        share = batch // self.world
+        return range(self.rank * share, (self.rank + 1) * share)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module on this device, averaging its gradients over the processes in backward."""
+        if self.world == 1:
+            return module.to(self.device)
+        wrapped: nn.Module = self._accelerator.prepare_model(module)
+        return wrapped
+
+    def accumulate(self, wrapped: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+        """Within it, backward adds to the local gradients, and averages them over processes if it is the last."""
+        if self.world == 1 or last:
+            return nullcontext()
+        context: AbstractContextManager[None] = self._accelerator.no_sync(wrapped)
+        return context
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the processes, in place."""
+        if self.world > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, in the main one; the others get their own."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        torch.distributed.gather_object(value, values if self.is_main else None, group=self._host_group)
+        return values if self.is_main else [value]
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process; no device is waited for."""
+        if self.world == 1:
+            return flag
+        seen = torch.tensor(float(flag))
+        torch.distributed.all_reduce(seen, group=self._host_group)
+        return bool(seen.item())
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        if self.world > 1:
+            torch.distributed.barrier(group=self._host_group)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Let the main process run the block before the others do (a cache is written once, then read)."""
+        if not self.is_main:
+            self.barrier()
+        yield
+        if self.is_main:
+            self.barrier()
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self.world > 1:
+            torch.distributed.destroy_process_group()
+
+
+def _resolve_device(device: str) -> str:
+    """The kind of device that is meant; a UserError for one that this machine lacks."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if device == "auto":
+        return next(kind for kind, there in available.items() if there)
+    if device not in available:
+        raise UserError(f"device={device} is not known; allowed: auto, {', '.join(available)}")
+    if not available[device]:
+        found = ", ".join(kind for kind, there in available.items() if there)
+        raise UserError(f"device={device}: torch finds none on this machine; found: {found}")
+    return device

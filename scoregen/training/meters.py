@@ -1,0 +1,107 @@
+"""The sums that the training log is made of: kept on the device, read once per logging interval."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoregen.objectives.base import SIGMA_BINS, SIGMA_EDGES, Loss, sigma_bins
+from scoregen.parallel import Parallel
+
+
+class Meters:
+    """Running sums of losses by noise level, gradient norms and skipped steps, without a host sync.
+
+    `local` holds sums over the samples of this process (they add up over processes); `shared` holds what every
+    process computes alike, because gradients are averaged before they are looked at.
+    """
+
+    def __init__(self, parallel: Parallel) -> None:
+        self._parallel = parallel
+        self._dtype = torch.float32 if parallel.device.type == "mps" else torch.float64
+        self._reset()
+        self._streak = self._zeros()
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self._dtype, device=self._parallel.device)
+
+    def _reset(self) -> None:
+        self._local = {name: self._zeros(SIGMA_BINS) for name in ("loss", "count", "bad")}
+        self._shared = {name: self._zeros() for name in ("grad_norm", "steps", "skipped", "longest")}
+
+    def add_loss(self, loss: Loss) -> None:
+        """Add the samples of one micro-batch."""
+        for name, sums in sigma_bins(loss).items():
+            self._local[name] += sums
+        for name, values in loss.logs.items():
+            self._local.setdefault(f"log/{name}", self._zeros()).add_(values.detach().sum())
+
+    def add_step(self, grad_norm: Tensor, applied: Tensor) -> None:
+        """Add one optimizer step; `applied` is 1, or 0 where it was skipped for a gradient that is not finite."""
+        self._streak = (self._streak + 1) * (1 - applied)
+        self._shared["grad_norm"] += torch.where(applied > 0, grad_norm, 0)
+        self._shared["steps"] += applied
+        self._shared["skipped"] += 1 - applied
+        self._shared["longest"] = torch.maximum(self._shared["longest"], self._streak)
+
+    def read(self) -> dict[str, Any]:
+        """Averages since the last reading over all processes, for the log; one host sync, and a fresh start."""
+        names = [*self._local, *self._shared]
+        self._gather()
+        values = torch.cat([(self._local | self._shared)[name].reshape(-1) for name in names]).tolist()
+        sums: dict[str, list[float]] = {}
+        for name in names:
+            size = self._local[name].numel() if name in self._local else 1
+            sums[name], values = values[:size], values[size:]
+        self._reset()
+        return _summary(sums)
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums of all processes, to be saved; they are moved to the main process on the way."""
+        self._gather()
+        if not self._parallel.is_main:
+            self._local = {name: torch.zeros_like(total) for name, total in self._local.items()}
+        return {**self._local, **self._shared, "streak": self._streak}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        self._reset()
+        state = {name: value.to(self._parallel.device) for name, value in state.items()}
+        self._streak = state.pop("streak")
+        for name in self._shared:
+            self._shared[name] = state.pop(name)
+        share = 1 if self._parallel.is_main else 0
+        self._local = {name: total * share for name, total in state.items()}
+
+    def _gather(self) -> None:
+        for total in self._local.values():
+            self._parallel.sum(total)
+
+
+def _summary(sums: dict[str, list[float]]) -> dict[str, Any]:
+    """Averages from sums, rounded to 8 digits: the order of float64 additions must not show."""
+    count, steps = sum(sums["count"]), sums["steps"][0]
+    summary: dict[str, Any] = {
+        "loss": _ratio(sum(sums["loss"]), count),
+        "loss_by_sigma": [_ratio(total, n) for total, n in zip(sums["loss"], sums["count"], strict=True)],
+        "grad_norm": _ratio(sums["grad_norm"][0], steps),
+        "skipped": int(sums["skipped"][0]),
+    }
+    summary |= {name[4:]: _ratio(total[0], count) for name, total in sums.items() if name.startswith("log/")}
+    if summary["skipped"]:
+        summary["skipped_in_a_row"] = int(sums["longest"][0])
+        summary["bad_by_sigma"] = [int(n) for n in sums["bad"]]
+    return summary
+
+
+def _ratio(total: float, count: float) -> float | None:
+    return float(f"{total / count:.8g}") if count else None
+
+
+def describe_bin(index: int) -> str:
+    """The noise levels of one bin in words, such as 0.1 to 0.32."""
+    if index == 0:
+        return f"under {SIGMA_EDGES[0]:.2g}"
+    if index == len(SIGMA_EDGES):
+        return f"over {SIGMA_EDGES[-1]:.2g}"
+    return f"{SIGMA_EDGES[index - 1]:.2g} to {SIGMA_EDGES[index]:.2g}"

@@ -1,0 +1,243 @@
+"""The training loop, for every objective: one pass is a batch, a step, an average of weights, and the hooks due."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoregen.data.base import Dataset
+from scoregen.data.stream import Stream
+from scoregen.denoisers.network import NetworkDenoiser
+from scoregen.parallel import Parallel
+from scoregen.ranges import Fraction, Positive, PositiveInt
+from scoregen.rng import BatchRng, derive_seed
+from scoregen.samplers.base import Sampler
+from scoregen.training.checkpoint import latest_checkpoint, save_checkpoint
+from scoregen.training.ema import EMA
+from scoregen.training.hooks import CheckpointHook, Hook
+from scoregen.training.loggers import Logger
+from scoregen.training.meters import Meters
+from scoregen.training.schedules import Schedule
+from scoregen.training.signals import StopSignals
+from scoregen.training.step import TrainStep
+from scoregen.training.weights import load_weights
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """Hyper-parameters of the loop; all progress is counted in images.
+
+    Args:
+        total: images to train on.
+        batch: images per optimizer step, over all processes.
+        microbatch: images per forward on one process; null takes the process's whole share.
+        label_dropout: probability of the null class in training.
+        clip: largest gradient norm; null does not clip.
+        loss_scale: factor on the loss before backward, taken out again after (fp16; EDM uses 100).
+        max_skipped: skipped steps in a row after which the run gives up.
+        compile: whether to compile the network in place.
+    """
+
+    total: PositiveInt
+    batch: PositiveInt
+    microbatch: PositiveInt | None = None
+    label_dropout: Fraction = 0.0
+    clip: Positive | None = None
+    loss_scale: Positive = 1.0
+    max_skipped: PositiveInt = 10
+    compile: bool = False
+
+
+@dataclass
+class Trainer:
+    """Trains the step's denoiser and objective, and keeps a run folder from which it can always go on.
+
+    Everything that a step does is a function of (seed, nimg) and the weights, so 2N steps equal N + N bit for
+    bit, and the number of processes and micro-batches changes nothing but the order of sums.
+    """
+
+    options: TrainerOptions
+    step: TrainStep
+    stream: Stream
+    heldout: Dataset | None
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    ema: EMA
+    sampler: Sampler
+    hooks: dict[str, Hook]
+    loggers: Sequence[Logger]
+    parallel: Parallel
+    seed: int
+    run_dir: Path
+    metadata: dict[str, str]  # of every weights file
+    nimg: int = 0
+    stop_reason: str | None = None  # why a hook ended the run early
+    heldout_loss: float | None = None  # at this nimg, by which the best checkpoint is kept
+
+    def __post_init__(self) -> None:
+        self.ema.attach(self.denoiser)
+        self.meters = Meters(self.parallel)
+        self._wrapped = self.parallel.wrap(self.step)
+        self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        if self.options.compile:
+            self.denoiser.network.compile()
+
+    @property
+    def denoiser(self) -> NetworkDenoiser:
+        """The denoiser that is trained."""
+        return self.step.denoiser
+
+    @property
+    def finished(self) -> bool:
+        """Whether the images are used up or a hook has stopped the run."""
+        return self.nimg >= self.options.total or self.stop_reason is not None
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        return self._base_lrs[0] * self.schedule(self.nimg)
+
+    def run(self) -> bool:
+        """Train until finished, or until a signal asks to stop; the run is saved either way. True if finished."""
+        for hook in self.hooks.values():
+            hook.start(self)
+        with StopSignals() as signals:
+            while not self.finished:
+                self.train_step()
+                self.run_hooks()
+                if self.parallel.any(signals.received) and not self.finished:
+                    self.save()
+                    return False
+        return True
+
+    def train_step(self) -> None:
+        """One optimizer step on the global batch that starts at image number `nimg`."""
+        batch = self.options.batch
+        self.step.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        for rows, is_last in self._microbatches():
+            x0, cond = self.stream.batch(self.nimg, batch, rows)
+            rng = BatchRng(self.seed, "step", self.nimg, size=batch, rows=rows, device=self.parallel.device)
+            # Dropout draws from the global generator: make that, too, a function of (seed, nimg, first row).
+            torch.manual_seed(derive_seed(self.seed, "dropout", self.nimg, rows.start))
+            with self.parallel.accumulate(self._wrapped, last=is_last):
+                loss = self._wrapped(x0, cond, rng)
+                scale = self.options.loss_scale * self.parallel.world / batch
+                (loss.value.sum() * scale).backward()
+            self.meters.add_loss(loss)
+        grad_norm, applied = self._apply_gradients()
+        self.ema.update(nimg=self.nimg, batch=batch, applied=applied)
+        self.meters.add_step(grad_norm, applied)
+        self.nimg += batch
+
+    def _microbatches(self) -> list[tuple[slice, bool]]:
+        """The rows of the global batch that this process works on, piece by piece, and whether it is the last."""
+        share = self.parallel.rows(self.options.batch)
+        size = self.options.microbatch or len(share)
+        return [(slice(i, i + size), i + size >= share.stop) for i in range(share.start, share.stop, size)]
+
+    def _apply_gradients(self) -> tuple[Tensor, Tensor]:
+        """Step the optimizer unless a gradient is not finite: the gradient norm, and 1 (applied) or 0 (skipped).
+
+        One fused reduction decides, and fused optimizers skip on the device, so that the host need not wait.
+        """
+        grads = [p.grad for p in self.step.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads, foreach=True) / self.options.loss_scale
+        applied = torch.isfinite(norm).to(norm.dtype)
+        factor = 1.0 / self.options.loss_scale
+        if self.options.clip is not None:
+            torch._foreach_mul_(grads, factor * (self.options.clip / norm).clamp(max=1.0))
+        elif factor != 1.0:
+            torch._foreach_mul_(grads, factor)
+        for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
+            group["lr"] = lr * self.schedule(self.nimg)
+        if getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            self.optimizer.found_inf = 1 - applied  # type: ignore[attr-defined]  # the protocol of GradScaler
+            self.optimizer.step()
+        elif applied.item():
+            self.optimizer.step()
+        return norm, applied
+
+    def run_hooks(self) -> None:
+        """Run the hooks whose interval ended with this step, in their order; checkpoints come last."""
+        for hook in sorted(self.hooks.values(), key=lambda hook: isinstance(hook, CheckpointHook)):
+            if hook.due(self.nimg - self.options.batch, self.nimg, self.finished):
+                hook(self)
+        self.heldout_loss = None
+
+    @contextmanager
+    def averaged_denoiser(self) -> Iterator[NetworkDenoiser]:
+        """The denoiser with its averaged weights, in evaluation mode."""
+        with self.ema.swapped(self.denoiser):
+            self.denoiser.eval()
+            yield self.denoiser
+            self.denoiser.train()
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Write values at the current nimg to every logger; only the main process does."""
+        if self.parallel.is_main:
+            for logger in self.loggers:
+                logger.log(self.nimg, values)
+
+    def log_image(self, name: str, image: Tensor) -> None:
+        """Write an image uint8 [C, H, W] to every logger; only the main process does."""
+        if self.parallel.is_main:
+            for logger in self.loggers:
+                logger.image(self.nimg, name, image.permute(1, 2, 0).numpy())
+
+    def save(self) -> None:
+        """Write a checkpoint from which `resume` goes on exactly; called in every process."""
+        meters = self.meters.state()
+        if self.parallel.is_main:
+            training = {
+                "optimizer": self.optimizer.state_dict(),
+                "objective": _state_dict(self.step.objective),
+                "meters": meters,
+            }
+            state = {
+                "stop_reason": self.stop_reason,
+                "heldout_loss": self.heldout_loss,
+                "hooks": {name: hook.state() for name, hook in self.hooks.items()},
+            }
+            save_checkpoint(
+                self.run_dir / "checkpoints",
+                self.nimg,
+                weights={"model": self.denoiser.state_dict(), **self.ema.weights()},
+                training=training,
+                state=state,
+                metadata=self.metadata,
+                keep=next(hook.keep for hook in self.hooks.values() if isinstance(hook, CheckpointHook)),
+                keep_best="heldout_loss",
+            )
+        self.parallel.barrier()
+
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint of the run folder, if there is one; every process reads it."""
+        found = latest_checkpoint(self.run_dir / "checkpoints")
+        if found is None:
+            return
+        self.nimg, self.stop_reason = found.nimg, found.state["stop_reason"]
+        load_weights(self.denoiser, found.weights("model"), str(found.path))
+        self.ema.load({name: found.weights(name) for name in self.ema.tracks()})
+        training = found.training()
+        self.optimizer.load_state_dict(training["optimizer"])
+        if isinstance(self.step.objective, nn.Module):
+            load_weights(self.step.objective, training["objective"], str(found.path))
+        self.meters.load(training["meters"])
+        for name, hook in self.hooks.items():
+            if name in found.state["hooks"]:
+                hook.load(found.state["hooks"][name])
+
+    def close(self) -> None:
+        """Close the loggers and leave the process group."""
+        for logger in self.loggers:
+            logger.close()
+        self.parallel.close()
+
+
+def _state_dict(objective: object) -> dict[str, Tensor]:
+    return objective.state_dict() if isinstance(objective, nn.Module) else {}

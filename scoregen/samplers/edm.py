@@ -96,10 +96,8 @@ class HeunSampler(Sampler):
             x = torch.lerp(denoised, x_hat, sigma_next / sigma_hat)
             if sigma_next > 0:
                 denoised = denoiser(x, levels[i + 1], cond).to(x.dtype)
-                steep = torch.lerp(
-                    x, denoised, (sigma_hat - sigma_next) / sigma_next
-                )  # Euler by the end's slope
-                x = torch.lerp(x_hat, steep, 0.5)
+                steep = torch.lerp(x, denoised, (sigma_hat - sigma_next) / sigma_next)  # by the end's slope
+                x = steep.lerp_(x_hat, 0.5)
             yield Step(i, sigma_next, x, denoised)
 
     def _churned(self, denoiser: Denoiser, sigmas: Sequence[float]) -> list[float]:

@@ -32,6 +32,15 @@ SIGMA_EDGES = tuple(10 ** (k / 2) for k in range(-4, 5))  # two bins a decade an
 SIGMA_BINS = len(SIGMA_EDGES) + 1
 
 
+def describe_bin(index: int) -> str:
+    """The range of sigma of a bin of `sigma_bins`, in words for people."""
+    if index == 0:
+        return f"below {SIGMA_EDGES[0]:.3g}"
+    if index == len(SIGMA_EDGES):
+        return f"above {SIGMA_EDGES[-1]:.3g}"
+    return f"{SIGMA_EDGES[index - 1]:.3g} to {SIGMA_EDGES[index]:.3g}"
+
+
 def sigma_bins(loss: Loss) -> dict[str, Tensor]:
     """Sum the losses per bin of sigma, on the device and without a host sync.
 

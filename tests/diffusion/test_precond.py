@@ -1,0 +1,74 @@
+import pytest
+import torch
+
+from scoregen.diffusion.precond import EDMPrecond, IDDPMPrecond, VEPrecond, VPPrecond
+from scoregen.diffusion.schedules import iddpm_sigmas, vp_sigma, vp_time
+
+SIGMA = torch.logspace(-3, 2, 50, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("sigma_data", [0.25, 0.5, 1.0])
+def test_edm_input_and_target_have_unit_variance(sigma_data: float) -> None:
+    c = EDMPrecond(sigma_data)(SIGMA)
+    torch.testing.assert_close(c.input**2 * (sigma_data**2 + SIGMA**2), torch.ones_like(SIGMA))
+    target_variance = (
+        1 - c.skip
+    ) ** 2 * sigma_data**2 + c.skip**2 * SIGMA**2  # of x0 - c_skip (x0 + sigma n)
+    torch.testing.assert_close(target_variance / c.out**2, torch.ones_like(SIGMA))
+
+
+def test_edm_skip_leaves_the_smallest_target() -> None:
+    skip = torch.linspace(0, 1, 2001, dtype=torch.float64)
+    for sigma in (0.05, 0.5, 2.0):
+        variance = (1 - skip) ** 2 * 0.25 + skip**2 * sigma**2
+        best = float(EDMPrecond()(torch.tensor(sigma)).skip)
+        assert abs(best - float(skip[variance.argmin()])) < 1e-3
+
+
+def test_vp_range_and_noise_label_are_the_published_ones() -> None:
+    precond = VPPrecond()
+    assert precond.sigma_min == pytest.approx(1.000498e-3, rel=1e-6)
+    assert precond.sigma_max == pytest.approx(152.167, rel=1e-5)
+    time = torch.linspace(1e-5, 1, 100, dtype=torch.float64)
+    torch.testing.assert_close(precond(vp_sigma(time)).noise, 999 * time, rtol=1e-9, atol=0)
+
+
+def test_vp_time_inverts_sigma_to_float32_rounding() -> None:
+    time = torch.linspace(1e-5, 1, 1000, dtype=torch.float64)
+    torch.testing.assert_close(vp_time(vp_sigma(time).float()).double(), time, rtol=1e-6, atol=0)
+
+
+def test_ve_and_vp_outputs_are_the_noise_with_opposite_signs() -> None:
+    vp, ve = VPPrecond()(SIGMA), VEPrecond()(SIGMA)
+    assert torch.equal(vp.out, -SIGMA)
+    assert torch.equal(ve.out, SIGMA)
+    torch.testing.assert_close(ve.noise.exp() * 2, SIGMA)
+    torch.testing.assert_close(vp.input, 1 / (1 + SIGMA**2).sqrt())
+    assert (VEPrecond().sigma_min, VEPrecond().sigma_max) == (0.02, 100.0)
+
+
+def test_iddpm_levels_are_the_check_values() -> None:
+    table = iddpm_sigmas()
+    values = {0: 20291.17, 1: 641.662, 2: 320.830, 8: 80.2037, 999: 0.00642541, 1000: 0.0}
+    assert {j: float(table[j]) for j in values} == pytest.approx(values, rel=2e-6)
+    assert (IDDPMPrecond().sigma_min, IDDPMPrecond().sigma_max) == (table[999], table[0])
+
+
+def test_iddpm_rounds_to_the_nearest_level_and_labels_it() -> None:
+    precond, table = IDDPMPrecond(), iddpm_sigmas()
+    j = torch.arange(1, 1000)
+    halfway = (table[j] + table[j - 1]) / 2
+    nudge = (table[j - 1] - table[j]) * 1e-3
+    assert torch.equal(precond.round(halfway - nudge), table[j])
+    assert torch.equal(precond.round(halfway + nudge), table[j - 1])
+    assert torch.equal(precond.round(table), table)
+    assert torch.equal(precond(table).noise, 999 - torch.arange(1001, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("precond", [EDMPrecond(), VPPrecond(), VEPrecond(), IDDPMPrecond()])
+def test_coefficients_are_at_least_float32_and_agree_with_float64(precond: EDMPrecond) -> None:
+    sigma = torch.tensor([0.0625, 1.0, 8.0])  # exact in bfloat16
+    for narrow in (sigma.bfloat16(), sigma):
+        for value, exact in zip(precond(narrow), precond(sigma.double()), strict=True):
+            assert value.dtype == torch.float32
+            torch.testing.assert_close(value.double(), exact, rtol=1e-6, atol=1e-6)

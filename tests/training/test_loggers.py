@@ -1,0 +1,153 @@
+"""A log is valid JSON, survives kills, and after a resume equals that of an uninterrupted run."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scoregen.errors import UserError
+from scoregen.training.loggers import JSONLLogger, Logger, TensorBoardLogger, WandbLogger, flatten
+
+
+def row(nimg: int) -> dict[str, Any]:
+    return {"loss": 1 / (nimg + 1), "loss_by_sigma": [0.5, None, nimg], "time": {"img_per_s": nimg / 7}}
+
+
+def write(logger: Logger, start: int, stop: int) -> None:
+    """Rows at the multiples of 64 in (start, stop]."""
+    for nimg in range(start + 64, stop + 1, 64):
+        logger.log(nimg, row(nimg))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The log of an uninterrupted run of 1280 images."""
+    folder = tmp_path_factory.mktemp("whole")
+    logger = JSONLLogger(folder)
+    logger.start(0)
+    write(logger, 0, 1280)
+    logger.close()
+    return (folder / "log.jsonl").read_bytes()
+
+
+@given(cut=st.floats(0, 1), saved=st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_a_killed_and_resumed_log_equals_an_uninterrupted_one(
+    whole: bytes, tmp_path_factory: pytest.TempPathFactory, cut: float, saved: float
+) -> None:
+    folder = tmp_path_factory.mktemp("killed")
+    torn = whole[: int(cut * len(whole))]  # a kill in the middle of a write
+    (folder / "log.jsonl").write_bytes(torn)
+    resumed = 64 * int(saved * torn.count(b"\n"))  # a checkpoint at or before the last whole row
+    logger = JSONLLogger(folder)
+    logger.start(resumed)
+    write(logger, resumed, 1280)
+    logger.close()
+    assert (folder / "log.jsonl").read_bytes() == whole
+    assert [path.name for path in folder.iterdir()] == ["log.jsonl"]
+
+
+def test_a_line_is_in_the_file_as_soon_as_it_is_logged(tmp_path: Path) -> None:
+    logger = JSONLLogger(tmp_path)
+    logger.start(0)
+    logger.log(64, row(64))
+    assert json.loads((tmp_path / "log.jsonl").read_text()) == {"nimg": 64, **row(64)}
+    logger.close()
+
+
+def test_every_line_is_standard_json_and_starts_with_the_images(tmp_path: Path) -> None:
+    logger = JSONLLogger(tmp_path)
+    logger.start(0)
+    logger.log(
+        64, {"a": float("nan"), "b": {"c": np.float32(0.5), "d": -float("inf")}, "e": [torch.tensor(2.0)]}
+    )
+    logger.log(128, {"skipped": 3, "done": True})
+    logger.close()
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert lines == [
+        '{"nimg": 64, "a": null, "b": {"c": 0.5, "d": null}, "e": [2.0]}',
+        '{"nimg": 128, "skipped": 3, "done": true}',
+    ]
+
+
+def test_nested_scalars_are_named_by_their_path() -> None:
+    nested = {"loss": 1, "time": {"a": 2.0, "b": {"c": 3}}, "by_sigma": [0.5, None, 0.25]}
+    flat = {"loss": 1, "time/a": 2, "time/b/c": 3, "by_sigma/0": 0.5, "by_sigma/2": 0.25}
+    assert dict(flatten(nested)) == flat
+
+
+def test_wandb_offline_needs_no_account_and_a_resumed_run_keeps_its_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for nimg in (0, 128):
+        logger = WandbLogger(tmp_path, mode="offline")
+        logger.start(nimg)
+        logger.log(nimg + 64, row(nimg))
+        logger.image(nimg + 64, "samples", np.zeros((8, 8, 3), np.uint8))
+        logger.close()
+    run_id = (tmp_path / "wandb_id").read_text()
+    files = [path.name for path in tmp_path.glob("wandb/offline-run-*/*.wandb")]
+    assert files
+    assert set(files) == {f"run-{run_id}.wandb"}
+
+
+def test_wandb_falls_back_to_offline_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[tuple[str, str]] = []
+
+    def init(mode: str, id: str, **_: Any) -> Any:
+        calls.append((mode, id))
+        if mode == "online":
+            raise ConnectionError("no route")
+        return SimpleNamespace(define_metric=lambda *_, **__: None, finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=SimpleNamespace))
+    logger = WandbLogger(tmp_path, mode="online")
+    with caplog.at_level(logging.WARNING):
+        logger.start(0)
+    logger.close()
+    assert [mode for mode, _ in calls] == ["online", "offline"]
+    assert len({run_id for _, run_id in calls}) == 1
+    assert len(caplog.records) == 1
+    assert "no route" in caplog.text
+
+
+def test_tensorboard_holds_what_was_logged_without_the_steps_taken_twice(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for start, stop in ((0, 320), (192, 448)):  # killed at 320, resumed from the checkpoint at 192
+        logger = TensorBoardLogger(tmp_path)
+        logger.start(start)
+        write(logger, start, stop)
+        logger.image(stop, "samples", np.zeros((8, 8, 3), np.uint8))
+        logger.close()
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    steps = [event.step for event in events.Scalars("time/img_per_s")]
+    assert steps == list(range(64, 449, 64))
+    assert events.Scalars("loss")[0].value == pytest.approx(1 / 65)
+    assert "samples" in events.Tags()["images"]
+
+
+def test_a_missing_tensorboard_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match=r"scoregen\[tensorboard\]"):
+        TensorBoardLogger(tmp_path)
+
+
+@pytest.mark.parametrize("make", [JSONLLogger, WandbLogger, TensorBoardLogger])
+def test_building_a_logger_touches_nothing_and_closing_an_unstarted_one_is_allowed(
+    make: Any, tmp_path: Path
+) -> None:
+    make(tmp_path / "run").close()
+    assert list(tmp_path.iterdir()) == []

@@ -37,7 +37,7 @@ def open_image(data: bytes, where: str) -> "Image":
 
 
 def _identify(data: bytes, where: str) -> "Image":
-    """Open by the format of the extension, else by any: trying all costs more than a small image's decoding."""
+    """Open by the format of the extension, else by any: trying all costs more than decoding a small image."""
     from PIL import Image, UnidentifiedImageError
 
     hint = Image.registered_extensions().get(os.path.splitext(where)[1].lower())

@@ -1,0 +1,71 @@
+"""What turns images into the features that metrics compare, and the table of those that are known by name."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from scoregen.errors import UserError
+
+
+class Extractor(Protocol):
+    """A fixed map from images to features: it has no state, so equal images have equal features."""
+
+    name: str
+    dim: int
+    sha256: str  # of its weights and configuration: statistics of another extractor are refused
+    resize: str  # what happens to the pixels before the first layer, as a sentence
+    device: torch.device  # where features come out
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features [B, dim], float32, of images uint8 [B, 1 or 3, H, W]."""
+        ...
+
+
+Build = Callable[[Path | None, torch.device | str], Extractor]  # (weights file, device)
+
+
+def _inception(weights: Path | None, device: torch.device | str) -> Extractor:
+    from scoregen.evaluation.inception import InceptionExtractor
+
+    return InceptionExtractor(weights, device)
+
+
+def _scatter(weights: Path | None, device: torch.device | str) -> Extractor:
+    from scoregen.evaluation.scatter import ScatterExtractor
+
+    return ScatterExtractor(device)
+
+
+EXTRACTORS: dict[str, Build] = {"inception": _inception, "scatter": _scatter}
+
+
+def check_images(images: Tensor, smallest: int = 1) -> None:
+    """Check that a batch is what an extractor takes.
+
+    Raises:
+        UserError: it is not uint8 [B, 1 or 3, H, W] with at least `smallest` pixels a side.
+    """
+    image = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] in (1, 3)
+    if image and min(images.shape[2:]) >= smallest:
+        return
+    raise UserError(
+        f"images of shape {tuple(images.shape[1:])}, {images.dtype}: features are taken from uint8 images "
+        f"with 1 or 3 channels and at least {smallest} x {smallest} pixels"
+    )
+
+
+def build_extractor(name: str, weights: Path | None = None, device: torch.device | str = "cpu") -> Extractor:
+    """Build the extractor `name` on `device`; `weights` is the file of one that needs weights.
+
+    Raises:
+        UserError: no extractor has this name, or its weights are missing.
+    """
+    if name not in EXTRACTORS:
+        near = get_close_matches(name, EXTRACTORS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"extractor {name!r} is not known; allowed: {', '.join(EXTRACTORS)}{hint}")
+    return EXTRACTORS[name](weights, device)

@@ -61,7 +61,7 @@ def build_data(cfg: DictConfig, split: str) -> Dataset:
 
 
 def build_denoiser(cfg: DictConfig, spec: ModelSpec) -> NetworkDenoiser:
-    """The network denoiser of a configuration, its weights drawn from the run's seed on the default device."""
+    """The network denoiser of a configuration, its weights drawn from the run's seed."""
     precond = config.instantiate(cfg.precond)
     channels = spec.shape[0]
     with torch.random.fork_rng(devices=[]):
@@ -136,7 +136,7 @@ def build_hooks(cfg: DictConfig) -> dict[str, Hook]:
 def build_loggers(cfg: DictConfig, run_dir: Path, nimg: int) -> list[Logger]:
     """The JSON lines that every run writes and the logger chosen beside them, going on after image `nimg`."""
     chosen: Logger = config.instantiate(cfg.logger, run_dir=run_dir)
-    loggers = [chosen] if isinstance(chosen, JSONLLogger) else [JSONLLogger(run_dir), chosen]
+    loggers: list[Logger] = [chosen] if isinstance(chosen, JSONLLogger) else [JSONLLogger(run_dir), chosen]
     for logger in loggers:
         logger.start(nimg)
     return loggers

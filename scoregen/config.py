@@ -1,8 +1,8 @@
 """Configuration: compose it from Hydra's groups, instantiate what it names, save it, compare two.
 
 One choice is one file `conf/<group>/<choice>.yaml`; the groups are the registry. Group choices go through
-Hydra's composition; single values (`trainer.batch=64`) are set afterwards, so that `=` and `,` in paths need no
-quoting. Nothing below the entries reads a configuration: constructors take typed arguments.
+Hydra's composition; single values (`trainer.batch=64`) are set afterwards, so that `=` and `,` in paths need
+no quoting. Nothing below the entries reads a configuration: constructors take typed arguments.
 """
 
 from collections.abc import Mapping, Sequence
@@ -76,7 +76,7 @@ def compose(overrides: Sequence[str]) -> tuple[DictConfig, list[Problem]]:
 
 
 def choose(group: str, name: str, values: Sequence[str] = ()) -> tuple[DictConfig, list[Problem]]:
-    """The file conf/<group>/<name>.yaml with `key=value` settings; a UserError for a choice that there is not."""
+    """The file conf/<group>/<name>.yaml with `key=value` settings; UserError for an unknown choice."""
     choices = groups()[group]
     if name not in choices:
         refuse([Problem(f"{group}={name}", f"no such {group}; {suggest(name, choices)}")])
@@ -139,7 +139,7 @@ def to_container(cfg: DictConfig) -> dict[str, Any]:
 
 def to_yaml(cfg: DictConfig) -> str:
     """The configuration, resolved, as YAML text; what `config.yaml` and the weights' metadata hold."""
-    return OmegaConf.to_yaml(cfg, resolve=True)
+    return str(OmegaConf.to_yaml(cfg, resolve=True))
 
 
 def from_yaml(text: str) -> DictConfig:

@@ -19,15 +19,15 @@ T = TypeVar("T")
 class Parallel:
     """The processes of one run: `rank` of `world`, each with its `device`.
 
-    Started plainly there is one process and no process group; under `torchrun` or `accelerate launch` there are
-    WORLD_SIZE, joined by NCCL on GPUs and by gloo on CPUs.
+    Started plainly there is one process and no process group; under `torchrun` or `accelerate launch` there
+    are WORLD_SIZE, joined by NCCL on GPUs and by gloo on CPUs.
 
     Args:
         device: auto, cpu, cuda or mps; auto takes CUDA, then MPS, then the CPU.
     """
 
     def __init__(self, device: str = "auto") -> None:
-        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.world = world_size()
         self.rank = int(os.environ.get("RANK", "0"))
         kind = _resolve_device(device)
         if self.world == 1:
@@ -39,7 +39,9 @@ class Parallel:
         self.device = self._accelerator.device
         # Host-side agreement goes over gloo, so that it never waits for the GPU.
         self._host_group = torch.distributed.new_group(backend="gloo")
-        assert self._accelerator.num_processes == self.world, "the launcher started another number of processes"
+        assert self._accelerator.num_processes == self.world, (
+            "the launcher started another number of processes"
+        )
 
     @property
     def is_main(self) -> bool:
@@ -59,7 +61,7 @@ class Parallel:
         return wrapped
 
     def accumulate(self, wrapped: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-        """Within it, backward adds to the local gradients, and averages them over processes if it is the last."""
+        """Within it, backward adds to local gradients; the last one averages them over the processes."""
         if self.world == 1 or last:
             return nullcontext()
         context: AbstractContextManager[None] = self._accelerator.no_sync(wrapped)
@@ -105,6 +107,11 @@ class Parallel:
         """Leave the process group."""
         if self.world > 1:
             torch.distributed.destroy_process_group()
+
+
+def world_size() -> int:
+    """The number of processes that the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _resolve_device(device: str) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoregen import config
 from scoregen.build import ModelSpec, build_data, build_denoiser
-from scoregen.parallel import Parallel
+from scoregen.parallel import world_size
 
 BACKWARD = 2.0  # a backward costs about two forwards
 RATES = (1e12, 1e13, 1e14)  # assumed sustained FLOP/s where no measured speed is known
@@ -31,7 +31,7 @@ def plan(cfg: DictConfig) -> str:
     spec = ModelSpec.of(data, config.instantiate(cfg.augment))
     cost = measure(cfg, spec)
     options, steps = cfg.trainer, -(-cfg.trainer.total // cfg.trainer.batch)
-    micro = options.get("microbatch") or options.batch // Parallel.world_size()
+    micro = options.get("microbatch") or options.batch // world_size()
     tracks = len(cfg.ema.get("sigma_rels", [0]))
     image_flops = cost.forward_flops * (1 + BACKWARD)
     total_flops = image_flops * options.total

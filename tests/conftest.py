@@ -2,7 +2,9 @@
 
 import os
 
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # before torch: spinning threads slow small work on shared cores
+# Before torch is imported: spinning threads slow small work on shared cores; pytest-xdist fills them.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from collections.abc import Callable
 

@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,8 @@ examples:
   python sample.py --run runs/x --nfe 35 s_churn=40      a budget of network evaluations; a sampler's setting
   python sample.py --run ema.safetensors --class 3       a weights file; one class of a conditional model
 
-writes grid.png, samples.npz (images uint8 NHWC, seeds, labels) and manifest.json into --out. Image i depends on
-the weights, the sampler and seed i only. exit codes: 0 done, 2 wrong input, 1 a defect, 130 interrupted
+writes grid.png, samples.npz (images uint8 NHWC, seeds, labels) and manifest.json into --out. Image i depends
+on the weights, the sampler and seed i only. exit codes: 0 done, 2 wrong input, 1 a defect, 130 interrupted
 """
 
 
@@ -35,9 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that choose a model and a sampler; sample.py and evaluate.py share them. Unset ones are None."""
+    """The flags that choose a model and a sampler, for sample.py and evaluate.py; unset ones are None."""
     samplers = config.groups()["sampler"]
-    parser.add_argument("--run", metavar="PATH", help="a run folder or a .safetensors file (default: the latest run)")
+    parser.add_argument(
+        "--run", metavar="PATH", help="a run folder or a .safetensors file (default: the latest run)"
+    )
     parser.add_argument("--sampler", metavar="NAME", help=f"{', '.join(samplers)} (default: the run's)")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--steps", type=int, help="solver steps")
@@ -67,7 +70,9 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
-            raise UserError(f"--seeds {text}: '{part}' is no seed or range; write for example 0-63 or 5,17,30")
+            raise UserError(
+                f"--seeds {text}: '{part}' is no seed or range; write for example 0-63 or 5,17,30"
+            )
         seeds += range(int(first), int(last if dash else first) + 1)
     if repeated := sorted({seed for seed in seeds if seeds.count(seed) > 1}) if len(seeds) < 10_000 else []:
         raise UserError(f"--seeds {text}: {repeated[0]} is named more than once")
@@ -95,8 +100,9 @@ def describe_sampler(sampler: "Sampler") -> str:
 
 
 def sampler_manifest(sampler: "Sampler") -> dict[str, Any]:
-    """What a result file says of its sampler."""
-    return {"sampler": type(sampler).__name__, **asdict(sampler), "nfe": sampler.nfe()}
+    """What a result file says of its sampler; inf is a word, since JSON has no such number."""
+    settings = {key: "inf" if value == inf else value for key, value in asdict(sampler).items()}
+    return {"sampler": type(sampler).__name__, **settings, "nfe": sampler.nfe()}
 
 
 def _sample(argv: Sequence[str]) -> int:

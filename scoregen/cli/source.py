@@ -12,6 +12,7 @@ from scoregen.build import ModelSpec, build_denoiser
 from scoregen.denoisers.base import Denoiser
 from scoregen.errors import UserError
 from scoregen.training.checkpoint import latest_checkpoint
+from scoregen.training.summary import SUMMARY
 from scoregen.training.weights import load_weights, read_weights, weights_hash
 
 RUNS = Path("runs")
@@ -31,7 +32,7 @@ class Source:
 def find_source(path: str | None, device: torch.device) -> Source:
     """The model at `path`; without one that of the latest finished run, else the embedded data themselves."""
     if path is None:
-        finished = sorted(RUNS.glob("*/summary.json"), key=lambda file: file.stat().st_mtime)
+        finished = sorted(RUNS.glob(f"*/{SUMMARY}"), key=lambda file: file.stat().st_mtime)
         if not finished:
             return closed_form_source(device)
         path = str(finished[-1].parent)
@@ -43,7 +44,9 @@ def load_source(path: Path, device: torch.device) -> Source:
     if path.is_dir():
         found = latest_checkpoint(path / "checkpoints")
         if found is None:
-            raise UserError(f"{path} holds no checkpoint; give a run folder of train.py or a .safetensors file")
+            raise UserError(
+                f"{path} holds no checkpoint; give a run folder of train.py or a .safetensors file"
+            )
         run_dir, weights = path, found.path / "ema.safetensors"
     elif path.is_file():
         run_dir, weights = None, path
@@ -52,7 +55,9 @@ def load_source(path: Path, device: torch.device) -> Source:
         raise UserError(f"--run {path}: no such folder or file; runs here: {known}")
     tensors, metadata = read_weights(weights)
     if not {"config", "model"} <= metadata.keys():
-        raise UserError(f"{weights} does not say which network it is of; give weights that train.py has written")
+        raise UserError(
+            f"{weights} does not say which network it is of; give weights that train.py has written"
+        )
     cfg = config.from_yaml(metadata["config"])
     denoiser = build_denoiser(cfg, ModelSpec.from_json(metadata["model"]))
     load_weights(denoiser, tensors, str(weights))
@@ -78,7 +83,7 @@ def closed_form_source(device: torch.device) -> Source:
     return Source(
         denoiser,
         cfg,
-        f"no finished run under {RUNS}/: sampling the closed form of the {len(data):,} embedded training digits, "
-        "which needs no training and can only return those digits; `python train.py` trains a model",
+        f"no finished run under {RUNS}/: sampling the closed form of the {len(data):,} embedded training "
+        "digits, which needs no training and can only return those; `python train.py` trains a model",
         {"run": None, "weights": "closed form of the embedded digits", "data_sha256": data.fingerprint},
     )

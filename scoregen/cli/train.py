@@ -1,9 +1,10 @@
 """The body of train.py: compose -> validate -> build -> run."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
+
+from omegaconf import DictConfig
 
 from scoregen import config
 from scoregen.cli.entry import DONE, INTERRUPTED, run_entry
@@ -14,7 +15,7 @@ examples:
   python train.py experiment=cifar_edm data.root=DIR     an experiment, with a value changed
   python train.py trainer.total=20000 trainer.batch=64 trainer.microbatch=16 run_dir=runs/x device=cpu
   torchrun --nproc_per_node 8 train.py experiment=cifar_edm
-  python train.py experiment=cifar_edm dry=true          parameters, FLOPs, memory and cost; nothing is trained
+  python train.py experiment=cifar_edm dry=true          parameters, FLOPs, memory and cost, no training
 
 The same command again resumes its run folder exactly; a finished run says so. Ctrl-C saves and stops.
 exit codes: 0 done, 2 wrong input, 1 a defect, 130 interrupted and resumable
@@ -34,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"groups and their choices:\n{choices}\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="see the groups below and --cfg job")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="see the groups below and --cfg job"
+    )
     parser.add_argument("--cfg", choices=["job"], help="print the composed configuration and exit")
     return parser
 
@@ -46,9 +49,10 @@ def _train(argv: Sequence[str]) -> int:
         config.refuse(problems)
         print(config.to_yaml(cfg), end="")
         return DONE
+    from scoregen.parallel import world_size
     from scoregen.validation import validate
 
-    problems += validate(cfg, processes=int(os.environ.get("WORLD_SIZE", "1")))
+    problems += validate(cfg, processes=world_size())
     config.refuse(problems)
     if cfg.dry:
         from scoregen.plan import plan
@@ -58,13 +62,14 @@ def _train(argv: Sequence[str]) -> int:
     return _run(cfg)
 
 
-def _run(cfg: config.DictConfig) -> int:
+def _run(cfg: DictConfig) -> int:
     from scoregen.build import build_trainer
+    from scoregen.training.summary import SUMMARY, write_summary
 
     trainer = build_trainer(cfg)
     say = print if trainer.parallel.is_main else _silent
     try:
-        if trainer.finished:
+        if trainer.finished and (trainer.run_dir / SUMMARY).exists():
             say(f"{trainer.run_dir} is finished at {trainer.nimg:,} images; raise trainer.total to go on")
             return DONE
         if trainer.nimg:
@@ -72,7 +77,10 @@ def _run(cfg: config.DictConfig) -> int:
         if not trainer.run():
             say(f"stopped and saved at {trainer.nimg:,} images; the same command resumes", file=sys.stderr)
             return INTERRUPTED
-        say(f"done: {trainer.stop_reason or f'{trainer.nimg:,} images'}; python sample.py --run {trainer.run_dir}")
+        if trainer.parallel.is_main:
+            write_summary(trainer.run_dir, trainer.nimg, trainer.stop_reason)
+        say(f"done: {trainer.stop_reason or f'{trainer.nimg:,} images'}")
+        say(f"next: python sample.py --run {trainer.run_dir}")
         return DONE
     finally:
         trainer.close()

@@ -57,6 +57,10 @@ class NetworkDenoiser(nn.Module):
             f = self.network(expand(c.input, x) * x, c.noise, cond, augment_labels)
         return expand(c.skip, x) * x + expand(c.out, x) * self._denoised_part(f, x)
 
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """The nearest noise levels that the preconditioner knows; all but iDDPM's know every level."""
+        return self.precond.round(sigma)
+
     def _denoised_part(self, f: Tensor, x: Tensor) -> Tensor:
         expected = (x.shape[0], self.precond.channel_factor * x.shape[1], *x.shape[2:])
         if f.shape != expected:

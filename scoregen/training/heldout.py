@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 class HeldoutHook(Hook):
-    """Measure E[lambda(sigma) (D(x0 + sigma n; sigma) - x0)^2] on held-out images, paired and by noise level.
+    """Measure E[lambda(sigma) (D(x0 + sigma n; sigma) - x0)^2] on held-out images, paired, by noise level.
 
-    A fixed bank of (image, sigma, noise), averaged weights and no augmentation make evaluations comparable image by
-    image: an improvement counts when the paired difference of the mean to the best so far exceeds its standard
-    error. The same bank on training images gives the generalisation gap by noise level. A training loss
-    under the population's floor at small sigma means that the network memorises.
+    A fixed bank of (image, sigma, noise), averaged weights and no augmentation make evaluations comparable
+    image by image: an improvement counts when the mean paired difference to the best so far exceeds its
+    standard error. The same bank on training images gives the generalisation gap by noise level. A training
+    loss under the population's floor at small sigma means that the network memorises.
     lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2.
 
-    Source: the rule is inspired by "Neural Network-Based Score Estimation in Diffusion Models: Optimization and
-    Generalization", Y. Han, M. Razaviyayn, R. Xu, 2024, arXiv 2401.15604; bank, bins and the one-standard-error
-    criterion are choices of this project.
+    Source: early stopping as in "Neural Network-Based Score Estimation in Diffusion Models: Optimization and
+    Generalization", Y. Han, M. Razaviyayn, R. Xu, 2024, arXiv 2401.15604 (of which the abstract was read);
+    bank, levels and the one-standard-error criterion are this project's.
 
     Args:
         every: images between two evaluations.
@@ -100,7 +100,7 @@ class HeldoutHook(Hook):
         return weight * error.double().square().flatten(1).mean(1)
 
     def _judge(self, losses: Tensor) -> bool:
-        """Whether per-image losses [images] beat the best so far by more than the standard error; keep the best."""
+        """Whether losses [images] beat the best so far by more than the standard error; keep the best."""
         if self._best is None:
             improved = True
         else:

@@ -9,10 +9,10 @@ import torch
 
 from scoregen.errors import UserError
 from scoregen.images import picture, save_png
+from scoregen.objectives.base import describe_bin
 from scoregen.ranges import PositiveInt
 from scoregen.samplers.generate import generate
 from scoregen.training.ema import PowerEMA, save_snapshot
-from scoregen.training.meters import describe_bin
 
 if TYPE_CHECKING:
     from scoregen.training.trainer import Trainer
@@ -31,7 +31,7 @@ class Hook(ABC):
         """Whether an interval ends in (before, nimg]; at the end of a run every active hook is due."""
         return self.every is not None and (finished or nimg // self.every > before // self.every)
 
-    def start(self, trainer: "Trainer") -> None:
+    def start(self, trainer: "Trainer") -> None:  # noqa: B027 - most hooks need no start
         """Take note that the loop begins."""
 
     @abstractmethod
@@ -42,12 +42,12 @@ class Hook(ABC):
         """What must be saved, as plain JSON."""
         return {}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any]) -> None:  # noqa: B027 - most hooks have no state
         """Restore what `state` returned."""
 
 
 class StatusHook(Hook):
-    """Log the averages since the last time and print a status line; stop a run whose steps are all skipped."""
+    """Log the averages since the last time, print a status line, stop a run that skips its steps."""
 
     def __init__(self, every: PositiveInt | None = None) -> None:
         super().__init__(every)
@@ -96,8 +96,8 @@ def _diverged(trainer: "Trainer", averages: dict[str, Any]) -> str:
         f"the loss is not finite at sigma {', '.join(bad)}" if bad else "the loss is finite, its gradient not"
     )
     return (
-        f"{averages['skipped_in_a_row']} steps in a row had gradients that are not finite and were skipped, up to "
-        f"image {trainer.nimg:,}; {where}. The weights are those before these steps, and the checkpoints are whole. "
+        f"{averages['skipped_in_a_row']} steps in a row had gradients that are not finite and were skipped, "
+        f"up to image {trainer.nimg:,}; {where}. The weights are those before them, the checkpoints whole. "
         "Check the data for NaN, lower optimizer.lr, or use precision=fp32."
     )
 
@@ -179,7 +179,7 @@ class CheckpointHook(Hook):
 
 
 class EMASnapshotHook(Hook):
-    """Store the tracks of a power-function EMA in `ema_snapshots/`, for post-hoc reconstruction of any width."""
+    """Store the tracks of a power-function EMA in `ema_snapshots/`, from which any width can be had."""
 
     def __call__(self, trainer: "Trainer") -> None:
         if isinstance(trainer.ema, PowerEMA) and trainer.parallel.is_main:

@@ -5,15 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoregen.objectives.base import SIGMA_BINS, SIGMA_EDGES, Loss, sigma_bins
+from scoregen.objectives.base import SIGMA_BINS, Loss, sigma_bins
 from scoregen.parallel import Parallel
 
 
 class Meters:
     """Running sums of losses by noise level, gradient norms and skipped steps, without a host sync.
 
-    `local` holds sums over the samples of this process (they add up over processes); `shared` holds what every
-    process computes alike, because gradients are averaged before they are looked at.
+    `local` holds sums over the samples of this process (they add up over processes); `shared` holds what
+    every process computes alike, because gradients are averaged before they are looked at.
     """
 
     def __init__(self, parallel: Parallel) -> None:
@@ -37,7 +37,7 @@ class Meters:
             self._local.setdefault(f"log/{name}", self._zeros()).add_(values.detach().sum())
 
     def add_step(self, grad_norm: Tensor, applied: Tensor) -> None:
-        """Add one optimizer step; `applied` is 1, or 0 where it was skipped for a gradient that is not finite."""
+        """Add one optimizer step; `applied` is 1, or 0 where the gradient was not finite."""
         self._streak = (self._streak + 1) * (1 - applied)
         self._shared["grad_norm"] += torch.where(applied > 0, grad_norm, 0)
         self._shared["steps"] += applied
@@ -45,7 +45,7 @@ class Meters:
         self._shared["longest"] = torch.maximum(self._shared["longest"], self._streak)
 
     def read(self) -> dict[str, Any]:
-        """Averages since the last reading over all processes, for the log; one host sync, and a fresh start."""
+        """Averages over all processes since the last reading; one host sync, and a fresh start."""
         names = [*self._local, *self._shared]
         self._gather()
         values = torch.cat([(self._local | self._shared)[name].reshape(-1) for name in names]).tolist()
@@ -96,12 +96,3 @@ def _summary(sums: dict[str, list[float]]) -> dict[str, Any]:
 
 def _ratio(total: float, count: float) -> float | None:
     return float(f"{total / count:.8g}") if count else None
-
-
-def describe_bin(index: int) -> str:
-    """The noise levels of one bin in words, such as 0.1 to 0.32."""
-    if index == 0:
-        return f"under {SIGMA_EDGES[0]:.2g}"
-    if index == len(SIGMA_EDGES):
-        return f"over {SIGMA_EDGES[-1]:.2g}"
-    return f"{SIGMA_EDGES[index - 1]:.2g} to {SIGMA_EDGES[index]:.2g}"

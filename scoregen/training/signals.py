@@ -1,4 +1,4 @@
-"""Stop requests: Ctrl-C, SIGTERM (pre-emption) and SIGUSR1 (a scheduler's warning) end a run after its step."""
+"""Stop requests: Ctrl-C, SIGTERM (pre-emption) and SIGUSR1 (a scheduler's warning) end a run in order."""
 
 import signal
 from types import FrameType

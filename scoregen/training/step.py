@@ -1,4 +1,4 @@
-"""The forward of one training step: what DDP wraps, so that an objective may call the denoiser as it likes."""
+"""The forward of one training step: what DDP wraps, so that objectives call the denoiser as they like."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ class TrainStep(nn.Module):
         denoiser: the network denoiser that is trained.
         objective: the loss; parameters of its own are trained too.
         augment: non-leaky augmentation, whose labels the network is told.
-        label_dropout: probability that a class label is replaced by the null class (classifier-free guidance).
+        label_dropout: probability of the null class instead of a label (for classifier-free guidance).
     """
 
     def __init__(

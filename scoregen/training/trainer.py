@@ -1,4 +1,4 @@
-"""The training loop, for every objective: one pass is a batch, a step, an average of weights, and the hooks due."""
+"""The training loop of every objective: a batch, a step, an average of weights, and the hooks due."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -99,10 +99,10 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
-        return self._base_lrs[0] * self.schedule(self.nimg)
+        return float(self._base_lrs[0] * self.schedule(self.nimg))
 
     def run(self) -> bool:
-        """Train until finished, or until a signal asks to stop; the run is saved either way. True if finished."""
+        """Train until finished or asked to stop by a signal, and save either way; True if finished."""
         for hook in self.hooks.values():
             hook.start(self)
         with StopSignals() as signals:
@@ -135,13 +135,13 @@ class Trainer:
         self.nimg += batch
 
     def _microbatches(self) -> list[tuple[slice, bool]]:
-        """The rows of the global batch that this process works on, piece by piece, and whether it is the last."""
+        """This process's rows of the global batch, piece by piece, and whether a piece is the last."""
         share = self.parallel.rows(self.options.batch)
         size = self.options.microbatch or len(share)
         return [(slice(i, i + size), i + size >= share.stop) for i in range(share.start, share.stop, size)]
 
     def _apply_gradients(self) -> tuple[Tensor, Tensor]:
-        """Step the optimizer unless a gradient is not finite: the gradient norm, and 1 (applied) or 0 (skipped).
+        """Step unless a gradient is not finite; returns the gradient norm, and 1 (applied) or 0 (skipped).
 
         One fused reduction decides, and fused optimizers skip on the device, so that the host need not wait.
         """
@@ -216,7 +216,7 @@ class Trainer:
         self.parallel.barrier()
 
     def resume(self) -> None:
-        """Go on from the newest whole checkpoint of the run folder, if there is one; every process reads it."""
+        """Go on from the newest whole checkpoint, if there is one; every process reads it."""
         found = latest_checkpoint(self.run_dir / "checkpoints")
         if found is None:
             return

@@ -1,0 +1,172 @@
+"""The body of evaluate.py: metrics of a run or a weights file, straight from its generator."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from scoregen import config
+from scoregen.cli.entry import DONE, run_entry
+from scoregen.cli.sample import add_sampler_flags, choose_sampler, describe_sampler, sampler_manifest
+from scoregen.errors import UserError
+
+if TYPE_CHECKING:
+    from scoregen.cli.source import Source
+    from scoregen.data.base import Dataset
+    from scoregen.evaluation.metrics import Result
+    from scoregen.parallel import Parallel
+    from scoregen.samplers.base import Sampler
+
+DEFAULT_METRICS = "fd_scatter"  # needs no weights file
+
+EPILOG = """\
+examples:
+  python evaluate.py --run runs/digits_edm --num 1617       against its own training data
+  python evaluate.py --run runs/cifar_edm --metrics fid --num 50000 --repeats 3
+  python evaluate.py --run runs/x --metrics fid --reference cifar10-32x32.npz --inception-weights FILE
+  torchrun --nproc_per_node 8 -- evaluate.py --run runs/cifar_edm --metrics fid      (mind the --)
+
+prints a table and adds to metrics.json of the run, each value with its n, extractor and reference hashes,
+sampler, steps, evaluations and seeds. exit codes: 0 done, 2 wrong input, 1 a defect, 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the entry; the exit code."""
+    return run_entry(_evaluate, argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py",
+        description="Score images of a trained model against real ones.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_sampler_flags(parser)
+    parser.add_argument(
+        "--metrics", default=DEFAULT_METRICS, metavar="NAMES", help="comma-separated: fid, fd_scatter"
+    )
+    parser.add_argument("--num", type=int, default=50_000, help="images for each repeat (default 50,000)")
+    parser.add_argument("--repeats", type=int, default=1, help="times, with seeds that follow on (default 1)")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed (default 0)")
+    parser.add_argument(
+        "--reference",
+        metavar="DATA_OR_STATS",
+        help="a data set's name, a folder or zip of images, or .npz statistics (default: the training data)",
+    )
+    parser.add_argument(
+        "--inception-weights", metavar="FILE", type=Path, help="needed for fid; see docs/evaluation.md"
+    )
+    parser.add_argument("--out", metavar="FILE", help="the results (default: metrics.json in the run folder)")
+    return parser
+
+
+def _evaluate(argv: Sequence[str]) -> int:
+    args = _parser().parse_intermixed_args(argv)
+    for flag in ("num", "repeats"):
+        if getattr(args, flag) < 1:
+            raise UserError(f"--{flag} {getattr(args, flag)}: at least 1")
+    from scoregen.cli.source import find_source
+    from scoregen.evaluation.metrics import Evaluator, check_metrics
+    from scoregen.parallel import Parallel
+    from scoregen.training.evaluate import REFERENCES
+
+    metrics = args.metrics.split(",")
+    check_metrics(metrics)
+    parallel = Parallel(args.device or "auto")
+    source = find_source(args.run, parallel.device)
+    sampler = choose_sampler(source, args)
+    if parallel.is_main:
+        cost = (
+            f"{args.repeats} x {args.num:,} images: {args.repeats * args.num * sampler.nfe():,} evaluations"
+        )
+        print(f"{source.description}\n{describe_sampler(sampler)}\n{cost}", flush=True)
+    evaluator = Evaluator(
+        metrics,
+        _reference(args.reference, source),
+        weights=args.inception_weights,
+        device=parallel.device,
+        cache=None if source.run_dir is None else source.run_dir / REFERENCES,
+        processes=parallel,
+    )
+    repeats = [_repeat(evaluator, source, sampler, args, parallel, k) for k in range(args.repeats)]
+    if parallel.is_main:
+        _report(repeats, source, sampler, args)
+    parallel.close()
+    return DONE
+
+
+def _reference(name: str | None, source: "Source") -> "Dataset | Path":
+    """What --reference means: statistics, a data set by name, images at a path, or the training data."""
+    from scoregen.build import build_data
+
+    if name is None:
+        return build_data(source.cfg, "train")
+    if Path(name).suffix == ".npz":
+        return Path(name)
+    if name in config.groups()["data"]:
+        cfg, problems = config.compose([f"data={name}"])
+    elif Path(name).exists():
+        cfg, problems = config.compose(["data=folder", f"data.root={name}"])
+    else:
+        known = ", ".join(config.groups()["data"])
+        raise UserError(
+            f"--reference {name}: no such file or folder, and no data set of that name; known: {known}"
+        )
+    config.refuse(problems)
+    return build_data(cfg, "train")
+
+
+def _repeat(
+    evaluator: Any,
+    source: "Source",
+    sampler: "Sampler",
+    args: argparse.Namespace,
+    parallel: "Parallel",
+    k: int,
+) -> dict[str, "Result"]:
+    from scoregen.evaluation.model import evaluate_model
+
+    seeds = range(args.seed + k * args.num, args.seed + (k + 1) * args.num)
+    return evaluate_model(
+        evaluator,
+        source.denoiser,
+        sampler,
+        seeds,
+        batch=args.batch or 64,
+        parallel=parallel,
+        label=args.label,
+    )
+
+
+def _report(
+    repeats: list[dict[str, "Result"]], source: "Source", sampler: "Sampler", args: argparse.Namespace
+) -> None:
+    """Print the table and add the records to the file of results."""
+    out = Path(args.out) if args.out else (source.run_dir or Path()) / "metrics.json"
+    records = json.loads(out.read_text()) if out.exists() else []
+    print(f"\n{'metric':<16}{'mean':>12}{'min':>12}{'max':>12}{'n':>10}  repeats")
+    for name, first in repeats[0].items():
+        values = [results[name].value for results in repeats]
+        columns = "".join(f"{statistic(values):>12.5g}" for statistic in (mean, min, max))
+        print(f"{name:<16}{columns}{first.n:>10,}  {len(values)}")
+        if first.note:
+            print(f"  note: {first.note}")
+        last = args.seed + args.num * args.repeats - 1
+        records.append(
+            {
+                **asdict(first),
+                "value": mean(values),
+                "values": values,
+                "seeds": f"{args.seed}-{last}",
+                **source.manifest,
+                **sampler_manifest(sampler),
+            }
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(records, indent=1) + "\n")
+    print(f"wrote {out}")

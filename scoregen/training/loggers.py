@@ -99,18 +99,18 @@ def _cut(path: Path, nimg: int) -> None:
     """Keep the whole rows up to `nimg`; the file is replaced at once, and only where something goes."""
     if not path.exists():
         return
-    lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if _time(line) <= nimg]
-    if len(kept) < len(lines):
+    content = path.read_bytes()
+    kept = b"".join(line + b"\n" for line in content.splitlines() if _time(line) <= nimg)
+    if kept != content:
         temp = path.with_name(f".tmp-{path.name}")
-        temp.write_bytes(b"".join(kept))
+        temp.write_bytes(kept)
         os.replace(temp, path)
 
 
 def _time(line: bytes) -> float:
     """The `nimg` of a row, infinite for one that is torn."""
     try:
-        return float(json.loads(line)["nimg"]) if line.endswith(b"\n") else math.inf
+        return float(json.loads(line)["nimg"])
     except (ValueError, KeyError, TypeError):
         return math.inf
 

@@ -449,6 +449,23 @@ def test_weights_of_another_network_change_nothing_and_say_why() -> None:
     assert equal(net.state_dict(), before)
 
 
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"bias": None}, "1 missing: bias"),
+        ({"extra": torch.zeros(1)}, "1 unexpected: extra"),
+        ({"bias": torch.zeros(5)}, "1 of another shape: bias"),
+    ],
+)
+def test_each_kind_of_difference_alone_is_refused(change: dict[str, Tensor | None], kind: str) -> None:
+    net = nn.Linear(2, 3)
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    changed = {key: value + 1 for key, value in state.items()} | change
+    with pytest.raises(UserError, match=kind):
+        load_weights(net, {key: value for key, value in changed.items() if value is not None}, "x")
+    assert equal(net.state_dict(), state)
+
+
 def test_a_checkpoint_of_other_averages_names_what_it_holds(tmp_path: Path) -> None:
     save(tmp_path, 100)
     found = latest_checkpoint(tmp_path)

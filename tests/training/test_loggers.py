@@ -45,14 +45,25 @@ def test_a_killed_and_resumed_log_equals_an_uninterrupted_one(
 ) -> None:
     folder = tmp_path_factory.mktemp("killed")
     torn = whole[: int(cut * len(whole))]  # a kill in the middle of a write
-    (folder / "log.jsonl").write_bytes(torn)
     resumed = 64 * int(saved * torn.count(b"\n"))  # a checkpoint at or before the last whole row
+    resume_from(folder, torn, resumed)
+    assert (folder / "log.jsonl").read_bytes() == whole
+    assert [path.name for path in folder.iterdir()] == ["log.jsonl"]
+
+
+def test_a_whole_row_that_lost_its_end_of_line_is_kept(whole: bytes, tmp_path: Path) -> None:
+    rows = whole.splitlines(keepends=True)
+    resume_from(tmp_path, b"".join(rows[:5])[:-1], 5 * 64)
+    assert (tmp_path / "log.jsonl").read_bytes() == whole
+
+
+def resume_from(folder: Path, torn: bytes, resumed: int) -> None:
+    """Go on to 1280 images from a torn log and a checkpoint."""
+    (folder / "log.jsonl").write_bytes(torn)
     logger = JSONLLogger(folder)
     logger.start(resumed)
     write(logger, resumed, 1280)
     logger.close()
-    assert (folder / "log.jsonl").read_bytes() == whole
-    assert [path.name for path in folder.iterdir()] == ["log.jsonl"]
 
 
 def test_a_line_is_in_the_file_as_soon_as_it_is_logged(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_cifar_is_read_from_an_image_zip(tmp_path: Path, save_zip: Callable[...,
 
 
 def python2_pickle(data: np.ndarray) -> bytes:
-    """{"data": array} pickled as Python 2 did in the published files: byte strings and the old module path."""
+    """{"data": array} as Python 2 pickled it in the published files: byte strings, the old module path."""
     rows, columns = (b"M" + struct.pack("<H", n) for n in data.shape)
     array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
     minus_one = b"J\xff\xff\xff\xff"

@@ -137,7 +137,7 @@ def _repeat(
         source.denoiser,
         sampler,
         seeds,
-        batch=args.batch or 64,
+        batch=args.batch,
         parallel=parallel,
         label=args.label,
     )

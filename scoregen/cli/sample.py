@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that choose a model and a sampler, for sample.py and evaluate.py; unset ones are None."""
+    """The flags of sample.py and evaluate.py that choose a model and a sampler."""
     samplers = config.groups()["sampler"]
     parser.add_argument(
         "--run", metavar="PATH", help="a run folder or a .safetensors file (default: the latest run)"
@@ -46,7 +46,7 @@ def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--steps", type=int, help="solver steps")
     budget.add_argument("--nfe", type=int, help="budget of network evaluations an image, instead of --steps")
     parser.add_argument("--class", type=int, dest="label", metavar="ID", help="class of every image")
-    parser.add_argument("--batch", type=int, help="images drawn at a time (default 64)")
+    parser.add_argument("--batch", type=int, default=64, help="images drawn at a time (default 64)")
     parser.add_argument("--device", help="auto, cpu, cuda, mps (default auto)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a setting of the sampler")
 
@@ -134,7 +134,7 @@ def _draw(
 
     mine = seeds[parallel.rank :: parallel.world]
     batches = generate(
-        source.denoiser, sampler, mine, batch=args.batch or 64, device=parallel.device, labels=args.label
+        source.denoiser, sampler, mine, batch=args.batch, device=parallel.device, labels=args.label
     )
     parts = [part for share in parallel.gather([_to_cpu(batch) for batch in batches]) for part in share]
     drawn = {seed: i for i, seed in enumerate(seed for part in parts for seed in part.seeds)}

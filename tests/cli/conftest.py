@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,25 @@ def start(tmp_path: Path) -> Start:
         return subprocess.Popen(command, cwd=tmp_path, env=env, stdout=pipe, stderr=pipe, text=True)
 
     return popen
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """call("train.py", ...) -> what the entry's main does in this process, in the test's folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SCOREGEN_DATA", raising=False)
+
+    def main(script: str, *args: str) -> "subprocess.CompletedProcess[str]":
+        entry = import_module(f"scoregen.cli.{Path(script).stem}")
+        capsys.readouterr()
+        try:
+            code = entry.main(args)
+        except SystemExit as end:  # argparse's own errors
+            code = end.code
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess([script, *args], code, out, err)
+
+    return main
 
 
 @pytest.fixture

@@ -1,0 +1,195 @@
+"""Bad input of the entries: one clear message, exit code 2, no traceback, and nothing written or lost."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from scoregen.data.digits import load_digits
+from tests.cli.conftest import ROOT, TINY, Run
+
+
+def assert_refused(done: "subprocess.CompletedProcess[str]", *said: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ") or "usage:" in done.stderr
+    for words in said:
+        assert words in done.stderr
+
+
+@pytest.mark.parametrize("script", ["train", "sample", "evaluate"])
+def test_help_imports_no_torch(script: str) -> None:
+    code = (
+        f"import sys; from scoregen.cli.{script} import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "exit codes: 0 done, 2 wrong input" in done.stdout
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = "import sys, scoregen; assert not {'torch', 'numpy', 'omegaconf'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_core_pulls_no_optional_package() -> None:
+    code = (
+        "import sys, scoregen.build, scoregen.cli.source\n"
+        "heavy = {'diffusers', 'torchmetrics', 'wandb', 'tensorboard', 'accelerate', 'scipy'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_train_refuses_bad_settings_and_writes_nothing(call: Run, tmp_path: Path) -> None:
+    done = call("train.py", *TINY, "trainer.batch=-3", "objective=denoisng")
+    assert_refused(done, "2 problems", "did you mean denoising?", "trainer.batch=-3")
+    assert list(tmp_path.iterdir()) == []
+
+
+def save_image(path: Path, *shape: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    pixels = np.random.default_rng(len(path.name)).integers(0, 256, shape, dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def empty(folder: Path) -> str:
+    folder.mkdir()
+    return "no images"
+
+
+def unreadable(folder: Path) -> str:
+    save_image(folder / "a.png", 8, 8, 3)
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    return "b.png"
+
+
+def other_channels(folder: Path) -> str:
+    save_image(folder / "a.png", 8, 8, 3)
+    save_image(folder / "b.png", 8, 8)
+    return "b.png"
+
+
+def other_size(folder: Path) -> str:
+    save_image(folder / "a.png", 8, 8, 3)
+    save_image(folder / "b.png", 8, 9, 3)
+    return "b.png"
+
+
+def label_out_of_range(folder: Path) -> str:
+    save_image(folder / "a.png", 8, 8, 3)
+    labels = {"labels": [["a.png", 7]], "class_names": ["cat", "dog"]}
+    (folder / "dataset.json").write_text(json.dumps(labels))
+    return "label"
+
+
+@pytest.mark.parametrize("spoil", [empty, unreadable, other_channels, other_size, label_out_of_range])
+def test_bad_image_folders_are_refused_by_file(
+    call: Run, tmp_path: Path, spoil: Callable[[Path], str]
+) -> None:
+    said = spoil(tmp_path / "images")
+    labelled = str((tmp_path / "images/dataset.json").exists()).lower()
+    data = ["data=folder", "data.root=images", f"data.conditional={labelled}", "data.test_fraction=0.0"]
+    assert_refused(call("train.py", *TINY, *data, "run_dir=x"), said)
+    assert not (tmp_path / "x").exists()
+
+
+def test_data_that_are_not_finite_or_not_there_are_refused(call: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "bad.npy", np.array([[0.0, 1.0], [np.nan, 0.0]], dtype=np.float32))
+    data = ["data=npz", "data.root=bad.npy", "data.test_fraction=0.0"]
+    assert_refused(call("train.py", "data=npz", *data, "network=mlp", "run_dir=x"), "NaN", "sample 1")
+    assert_refused(
+        call("train.py", "experiment=cifar_edm", "run_dir=x"), "cifar-10-python.tar.gz", "SCOREGEN_DATA"
+    )
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_run_of_another_architecture_is_refused_and_kept(call: Run, tmp_path: Path) -> None:
+    small = [*TINY, "trainer.total=64"]
+    assert call("train.py", *small, "run_dir=x").returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "x").rglob("*") if path.is_file()}
+    done = call("train.py", *small, "network.model_channels=16", "run_dir=x")
+    assert_refused(done, "network.model_channels: 8 -> 16", "another run_dir")
+    assert {path: path.read_bytes() for path in (tmp_path / "x").rglob("*") if path.is_file()} == before
+    finished = call("train.py", *small, "run_dir=x")
+    assert finished.returncode == 0
+    assert "x is finished at 64 images" in finished.stdout
+
+
+def test_sample_refuses_bad_requests_and_writes_nothing(call: Run, tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"w": torch.zeros(1)}, foreign)
+    pickled = tmp_path / "pickled.safetensors"
+    torch.save({"w": torch.zeros(1)}, pickled)
+    requests = [
+        (["--run", "nowhere"], "no such folder or file"),
+        (["--run", "foreign.safetensors"], "does not say which network"),
+        (["--run", "pickled.safetensors"], "pickle"),
+        (["--sampler", "huen"], "did you mean heun?"),
+        (["--steps", "0"], "steps=0"),
+        (["s_chrun=4"], "did you mean s_churn?"),
+        (["--seeds", "5-3"], "no seed or range"),
+        (["--seeds", "1,1"], "more than once"),
+        (["--class", "11"], "class 11"),
+        (["--batch", "0"], "batch=0"),
+        (["--nfe", "0"], "at least 1 network evaluation"),
+        (["--device", "tpu"], "device=tpu"),
+        (["--steps", "3", "--nfe", "3"], "not allowed with"),
+    ]
+    for request, said in requests:
+        assert_refused(call("sample.py", *request), said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluate_refuses_bad_requests(call: Run) -> None:
+    requests = [
+        (["--metrics", "fdi"], "did you mean fid?"),
+        (["--metrics", "fid", "--inception-weights", "nowhere.pth"], "nowhere.pth"),
+        (["--num", "0"], "--num 0"),
+        (["--num", "1"], "at least 2 images"),
+        (["--reference", "nowhere"], "no such file or folder"),
+        (["--reference", "nowhere.npz"], "nowhere.npz"),
+    ]
+    for request, said in requests:
+        assert_refused(call("evaluate.py", "--num", "4", *request), said)
+
+
+def test_without_a_run_the_embedded_digits_are_sampled_in_closed_form(call: Run, tmp_path: Path) -> None:
+    done = call("sample.py", "--steps", "5", "--seeds", "0-9,20", "--class", "3")
+    assert done.returncode == 0, done.stderr
+    assert "closed form" in done.stdout
+    assert "5 steps, 9 network evaluations per image" in done.stdout
+    with np.load(tmp_path / "out/samples.npz") as file:
+        images, seeds, labels = file["images"], file["seeds"], file["labels"]
+    assert images.shape == (11, 8, 8, 1)
+    assert seeds.tolist() == [*range(10), 20]
+    assert set(labels) == {3}
+    digits = load_digits().x.permute(0, 2, 3, 1).numpy().astype(int)
+    distances = np.abs(images[:, None].astype(int) - digits[None]).max((2, 3, 4)).min(1)
+    assert (distances <= 1).all(), "the closed form of a finite set returns its members"
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert (manifest["steps"], manifest["nfe"], manifest["seeds"]) == (5, 9, seeds.tolist())
+
+
+def test_an_image_is_the_same_alone_and_among_others_and_for_every_batch(call: Run, tmp_path: Path) -> None:
+    assert call("train.py", *TINY, "trainer.total=256", "run_dir=x").returncode == 0
+    images = {}
+    for seeds, batch in (("0-15", "64"), ("0-15", "1"), ("15,7", "2"), ("7", "64")):
+        done = call("sample.py", "--run", "x", "--seeds", seeds, "--batch", batch, "--nfe", "9")
+        assert done.returncode == 0, done.stderr
+        with np.load(tmp_path / "out/samples.npz") as file:
+            images[seeds, batch] = dict(zip(file["seeds"].tolist(), file["images"].astype(int), strict=True))
+    whole = images["0-15", "64"]
+    for some in images.values():
+        assert all(np.abs(image - whole[seed]).max() <= 1 for seed, image in some.items())

@@ -1,0 +1,101 @@
+"""Laws of the configuration: every choice is valid, every mistake is told at once."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from scoregen import config
+from scoregen.errors import UserError
+from scoregen.validation import validate
+
+CHOICES = [f"{group}={name}" for group, names in config.groups().items() for name in names]
+
+
+def problems_of(*overrides: str, processes: int = 1) -> str:
+    cfg, problems = config.compose(overrides)
+    with pytest.raises(UserError) as caught:
+        config.refuse(problems + validate(cfg, processes))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_of_every_group_is_valid(choice: str) -> None:
+    cfg, problems = config.compose([choice])
+    assert problems + validate(cfg) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("objective.p_mean=abc", "objective.p_mean=abc: a number is expected"),
+        ("+objective.pmeen=1", "objective.pmeen=1: unknown key; did you mean p_mean?"),
+        ("objective.pmeen=1", "did you mean p_mean? allowed: p_mean, p_std, sigma_data"),
+        ("objective=denoisng", "objective=denoisng: no such objective; did you mean denoising?"),
+        ("trainer.batch=-3", "trainer.batch=-3: an integer at least 1 is expected"),
+        ("trainer.batch=1.5", "trainer.batch=1.5: an integer at least 1 is expected"),
+        ("trainer.microbatch=7", "must divide the 64 images of each process"),
+        ("trainer.compile=1", "trainer.compile=1: true or false is expected"),
+        ("device=tpu", "device=tpu: one of auto, cpu, cuda, mps is expected"),
+        ("precision=fp8", "one of fp32, bf16, fp16"),
+        ("sampler.steps=0", "sampler.steps=0: an integer at least 1"),
+        ("sampler.grid.rho=x", "sampler.grid.rho=x: a number"),
+        ("hooks.chekpoint.every=5", "did you mean checkpoint?"),
+        ("hooks.status.evry=5", "hooks.status.evry=5: unknown key; did you mean every?"),
+        ("ema.sigma_rels=[0.1]", "unknown key"),
+        ("network.channels=3", "network.channels=3: is set by the framework"),
+        ("optimizer.betas=[0.9]", "optimizer.betas"),
+        ("trianer.batch=3", "did you mean trainer?"),
+        ("trainer=3", "a group of keys, not a value"),
+        ("network._target_=scoregen.networks.Unet", "cannot be imported"),
+        ("network._target_=os.nothing.Here", "cannot be imported"),
+        ("seed", "write key=value"),
+    ],
+)
+def test_each_mistake_is_named_with_what_is_allowed(override: str, said: str) -> None:
+    assert said in problems_of(override)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    text = problems_of("objective=denoisng", "trainer.batch=-3", "+objective.pmeen=1", "seed=x")
+    assert text.startswith("4 problems")
+    assert all(key in text for key in ("denoisng", "trainer.batch=-3", "pmeen", "seed=x"))
+
+
+def test_a_batch_that_the_processes_do_not_divide_is_refused() -> None:
+    assert "multiple of the 3 processes" in problems_of("trainer.batch=64", processes=3)
+    said = problems_of("trainer.batch=64", "trainer.microbatch=64", processes=2)
+    assert "must divide the 32 images of each process" in said
+
+
+@pytest.mark.parametrize("value", ["a=b", "x,y", "{odd", "with space", "C:/Bilder/übung.zip", "1e-3"])
+def test_values_are_taken_as_written(value: str) -> None:
+    cfg, problems = config.compose(["data=cifar10", f"data.root={value}"])
+    assert problems == []
+    assert cfg.data.root == (0.001 if value == "1e-3" else value)
+
+
+def test_saved_configurations_are_read_back_equal() -> None:
+    cfg, _ = config.compose(["experiment=cifar_edm", "seed=3"])
+    again = config.from_yaml(config.to_yaml(cfg))
+    assert config.to_container(again) == config.to_container(cfg)
+    assert config.diff(cfg, again) == []
+
+
+def test_the_difference_names_each_changed_key_but_the_ignored() -> None:
+    old, _ = config.compose([])
+    new, _ = config.compose(["seed=1", "trainer.total=5", "network.dropout=0.5"])
+    assert config.diff(old, new, ignore=config.MUTABLE) == ["network.dropout: 0.0 -> 0.5", "seed: 0 -> 1"]
+
+
+def test_the_command_line_wins_over_the_experiment_and_that_over_the_group() -> None:
+    group = OmegaConf.load(config.conf_dir() / "optimizer" / "adam.yaml")
+    experiment, _ = config.compose(["experiment=digits_edm"])
+    line, _ = config.compose(["optimizer.lr=0.5", "experiment=digits_edm"])
+    assert group.lr != experiment.optimizer.lr
+    assert line.optimizer.lr == 0.5
+
+
+@pytest.mark.parametrize("name", config.groups()["experiment"])
+def test_experiments_are_named_after_their_file(name: str) -> None:
+    cfg, _ = config.compose([f"experiment={name}"])
+    assert cfg.name == name
+    assert cfg.run_dir == f"runs/{name}"

@@ -48,7 +48,6 @@ class Gaussian:
         """R [d, r] with cov = R R^T, r the numerical rank; exact for singular covariances."""
         values, vectors = torch.linalg.eigh(self.cov)
         kept = values > values[-1] * self.dim * torch.finfo(values.dtype).eps
-        kept[: self.dim - self.rank] = False
         root: Tensor = vectors[:, kept] * values[kept].sqrt()
         return root
 

@@ -1,0 +1,182 @@
+"""Laws of the metrics by name, of their results, and of sums over processes."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, multiprocessing
+
+from scoregen.errors import UserError
+from scoregen.evaluation.features import EXTRACTORS, build_extractor
+from scoregen.evaluation.frechet import Moments, frechet_distance
+from scoregen.evaluation.metrics import (
+    METRICS,
+    Evaluator,
+    FrechetAccumulator,
+    check_metrics,
+    evaluate,
+    frechet_name,
+)
+from scoregen.evaluation.reference import Alone, measure, reference_of
+from scoregen.evaluation.scatter import ScatterExtractor
+from tests.evaluation.conftest import Held
+
+
+class Counting(ScatterExtractor):
+    """Counts the images that it sees, under the name that a test registers."""
+
+    name = "counting"
+    seen = 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.seen += len(images)
+        return super().__call__(images)
+
+
+def test_only_the_published_features_at_50000_images_are_called_fid() -> None:
+    assert frechet_name("inception", 50_000) == "fid"
+    assert frechet_name("inception", 49_999) == "fid_49999"
+    assert frechet_name("inception", 100_000) == "fid_100000"
+    assert frechet_name("scatter", 50_000) == "fd_scatter"
+    assert {m.extractor for name, m in METRICS.items() if name.startswith("fid")} == {"inception"}
+
+
+def test_every_extractor_but_inception_has_its_own_frechet_distance() -> None:
+    assert {f"fd_{name}" for name in EXTRACTORS if name != "inception"} | {"fid"} == METRICS.keys()
+
+
+def test_unknown_names_are_told_at_once_with_the_near_ones() -> None:
+    with pytest.raises(UserError) as error:
+        check_metrics(["fdi", "fid", "fd_scater"])
+    assert str(error.value) == (
+        "metrics not known: fdi, fd_scater; allowed: fid, fd_scatter; "
+        "did you mean fid?; did you mean fd_scatter?"
+    )
+    with pytest.raises(UserError, match="no metrics were named"):
+        check_metrics([])
+    with pytest.raises(UserError, match="did you mean scatter"):
+        build_extractor("scater")
+
+
+def test_a_result_says_what_it_is_a_function_of(digits: Tensor) -> None:
+    real, drawn = digits[:800], digits[800:]
+    results = evaluate(drawn.split(100), ["fd_scatter"], Held(real))
+    (name, result), extractor = results.popitem(), ScatterExtractor()
+    reference = reference_of(Held(real), extractor)
+    moments = measure([drawn], extractor)
+    assert not results
+    assert name == result.name == "fd_scatter"
+    assert result.value == pytest.approx(frechet_distance(moments.gaussian(), reference.gaussian), rel=1e-9)
+    assert (result.n, result.reference_n) == (len(drawn), 800)
+    assert (result.extractor, result.extractor_sha256) == ("scatter", extractor.sha256)
+    assert result.reference_sha256 == reference.sha256
+    assert result.note == ""
+
+
+def test_real_images_score_about_the_floor_of_both_samples(digits: Tensor) -> None:
+    """E[FD] of two samples of one distribution is about the sum of their biases."""
+    half = len(digits) // 2
+    (result,) = evaluate([digits[half:]], ["fd_scatter"], Held(digits[:half])).values()
+    assert result.value == pytest.approx(2 * result.floor, rel=0.25)
+
+
+def test_few_images_are_scored_with_a_warning(digits: Tensor) -> None:
+    (result,) = evaluate([digits[:100]], ["fd_scatter"], Held(digits[100:])).values()
+    assert "n = 100 does not exceed the 164 features" in result.note
+    with pytest.raises(UserError, match="at least 2 images"):
+        evaluate([digits[:1]], ["fd_scatter"], Held(digits))
+
+
+def test_features_are_computed_once_for_all_metrics_of_an_extractor(
+    digits: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extractor = Counting()
+    monkeypatch.setitem(EXTRACTORS, "counting", lambda weights, device: extractor)
+    for name in ("first", "second"):
+        monkeypatch.setitem(METRICS, name, type(METRICS["fid"])("counting", FrechetAccumulator))
+    judge = Evaluator(["first", "second", "first"], Held(digits[:300]))
+    judge(digits[300:500].split(64))
+    assert extractor.seen == 300 + 200
+
+
+def test_an_evaluator_judges_any_number_of_streams(digits: Tensor) -> None:
+    judge = Evaluator(["fd_scatter"], Held(digits[:800]))
+    first, other, again = (judge([x])["fd_scatter"].value for x in (digits[800:], digits[:400], digits[800:]))
+    assert first == again != other
+
+
+def test_the_torchmetrics_metric_is_the_same_number_and_adds_over_processes(digits: Tensor) -> None:
+    from scoregen.evaluation.torchmetric import FrechetDistance
+
+    extractor = ScatterExtractor()
+    reference = reference_of(Held(digits[:800]), extractor).gaussian
+    metric = FrechetDistance(extractor, reference)
+    for batch in digits[800:].split(97):
+        metric.update(batch)
+    whole = frechet_distance(measure([digits[800:]], extractor).gaussian(), reference)
+    assert metric.compute().dtype == torch.float64
+    assert float(metric.compute()) == pytest.approx(whole, rel=1e-9)
+    alone = metric.outer.clone()
+    metric.sync(dist_sync_fn=lambda state, group=None: [state, state], distributed_available=lambda: True)
+    assert float(metric.n) == 2 * len(digits[800:])
+    assert torch.equal(metric.outer, 2 * alone)
+    metric.unsync()
+    metric.reset()
+    assert float(metric.n) == 0
+
+
+class Gloo(Alone):
+    """Two real processes, without the rest of the framework."""
+
+    def __init__(self, rank: int, world: int, file: str) -> None:
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{file}", rank=rank, world_size=world
+        )
+        self.rank, self.world = rank, world
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        return bool(self.sum(torch.tensor(float(flag))))
+
+
+def _judge_a_share(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    images = torch.load(f"{folder}/digits.pt", weights_only=True)
+    processes = Gloo(rank, 2, f"{folder}/meet")
+    share = images[800:1400][rank * 410 :][: 410 if rank == 0 else 600]  # 410 images and 190
+    cache = Path(folder) / "cache"
+    judge = Evaluator(["fd_scatter"], Held(images[:800]), cache=cache, processes=processes)
+    result = judge(share.split(64))["fd_scatter"]
+    torch.save([result.value, float(result.n), float(result.reference_n)], f"{folder}/result{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_with_uneven_shares_get_the_number_of_one(digits: Tensor, tmp_path: Path) -> None:
+    torch.save(digits, tmp_path / "digits.pt")
+    multiprocessing.spawn(_judge_a_share, (str(tmp_path),), nprocs=2)
+    alone = evaluate([digits[800:1400]], ["fd_scatter"], Held(digits[:800]))["fd_scatter"]
+    for rank in (0, 1):
+        value, n, reference_n = torch.load(tmp_path / f"result{rank}.pt", weights_only=True)
+        assert (n, reference_n) == (600, 800)
+        assert value == pytest.approx(alone.value, rel=1e-9)
+    assert len(os.listdir(tmp_path / "cache")) == 1
+
+
+def test_a_process_without_images_adds_nothing(digits: Tensor) -> None:
+    moments = measure([digits], ScatterExtractor())
+    merged = moments.merge(measure([], ScatterExtractor())).merge(Moments(164))
+    assert torch.equal(merged.outer, moments.outer)
+
+
+@pytest.mark.data
+def test_a_small_fid_is_named_after_its_n_and_says_its_bias(weights: Path) -> None:
+    g = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (12, 3, 32, 32), generator=g, dtype=torch.uint8)
+    result = evaluate([noise[:5]], ["fid"], Held(noise[5:]), weights=weights)["fid_5"]
+    assert "n = 5 does not exceed the 2048 features" in result.note
+    assert result.reference_n == 7
+    assert result.value > 0

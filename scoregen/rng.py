@@ -48,6 +48,7 @@ class BatchRng:
     ) -> None:
         self.size, self.rows, self.device = size, rows, device
         self._generator = generator(*key, device=device)
+        self._host_generator = generator(*key, "stratified")
 
     def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normals [B, *shape]."""
@@ -66,9 +67,12 @@ class BatchRng:
         ]
 
     def stratified(self) -> Tensor:
-        """Uniforms [B] in (0, 1), one in each of the global batch's equal strata, in random order."""
-        strata = torch.randperm(self.size, generator=self._generator, device=self.device)
-        within = torch.rand(self.size, generator=self._generator, device=self.device, dtype=torch.float64)
+        """Uniforms [B] in (0, 1), one in each of the global batch's equal strata, in random order.
+
+        They are float64 and on the CPU whatever the device, as inverse distribution functions want them.
+        """
+        strata = torch.randperm(self.size, generator=self._host_generator)
+        within = torch.rand(self.size, generator=self._host_generator, dtype=torch.float64)
         return ((strata + within) / self.size).clamp(1e-9, 1 - 1e-9)[self.rows]
 
 

@@ -100,11 +100,11 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     data, augment = build_data(cfg, "train"), config.instantiate(cfg.augment)
     spec = ModelSpec.of(data, augment)
     step = build_step(cfg, spec, augment).to(parallel.device)
-    hooks = build_hooks(cfg)
+    hooks, options = build_hooks(cfg), config.instantiate(cfg.trainer)
     trainer = Trainer(
-        options=config.instantiate(cfg.trainer),
+        options=options,
         step=step,
-        stream=Stream(data, seed=cfg.seed, device=parallel.device),
+        stream=Stream(data, seed=cfg.seed, device=parallel.device, workers=options.workers),
         heldout=build_data(cfg, "test") if _needs_heldout(hooks) else None,
         optimizer=config.instantiate(cfg.optimizer, params=list(step.parameters())),
         schedule=config.instantiate(cfg.schedule),

@@ -17,7 +17,17 @@ from omegaconf.errors import OmegaConfBaseException
 from scoregen.errors import UserError
 
 # A finished or interrupted run may be continued with another value of these.
-MUTABLE = ("trainer.total", "trainer.microbatch", "hooks", "logger", "device", "sampler", "dry", "data.root")
+MUTABLE = (
+    "trainer.total",
+    "trainer.microbatch",
+    "trainer.workers",
+    "hooks",
+    "logger",
+    "device",
+    "sampler",
+    "dry",
+    "data.root",
+)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Laws of randomness: a step's draws do not depend on how its batch is split, a sample's on its neighbours."""
+"""Laws of randomness: a step's draws do not depend on the split of its batch, a sample's on others."""
 
 import pytest
 import torch
@@ -27,7 +27,14 @@ def test_stratified_draws_fall_one_in_each_stratum() -> None:
 
 
 def test_keys_name_different_streams_and_equal_keys_the_same() -> None:
-    keys = [(0, "step", 0), (0, "step", 1), (1, "step", 0), (0, "order", 0), (0, "step", "0"), ("0", "step", 0)]
+    keys = [
+        (0, "step", 0),
+        (0, "step", 1),
+        (1, "step", 0),
+        (0, "order", 0),
+        (0, "step", "0"),
+        ("0", "step", 0),
+    ]
     assert len({derive_seed(*key) for key in keys}) == len(keys)
     assert torch.equal(torch.rand(5, generator=generator(7)), torch.rand(5, generator=generator(7)))
 

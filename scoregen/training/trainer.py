@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from scoregen.data.base import Dataset
 from scoregen.data.stream import Stream
 from scoregen.denoisers.network import NetworkDenoiser
+from scoregen.errors import UserError
 from scoregen.parallel import Parallel
 from scoregen.ranges import Fraction, Positive, PositiveInt
 from scoregen.rng import BatchRng, derive_seed
@@ -39,6 +40,7 @@ class TrainerOptions:
         clip: largest gradient norm; null does not clip.
         loss_scale: factor on the loss before backward, taken out again after (fp16; EDM uses 100).
         max_skipped: skipped steps in a row after which the run gives up.
+        workers: threads that decode ahead, for data sets that are not held in memory.
         compile: whether to compile the network in place.
     """
 
@@ -49,6 +51,7 @@ class TrainerOptions:
     clip: Positive | None = None
     loss_scale: Positive = 1.0
     max_skipped: PositiveInt = 10
+    workers: PositiveInt = 4
     compile: bool = False
 
 
@@ -199,6 +202,7 @@ class Trainer:
                 "meters": meters,
             }
             state = {
+                "data": self.stream.dataset.fingerprint,
                 "stop_reason": self.stop_reason,
                 "heldout_loss": self.heldout_loss,
                 "hooks": {name: hook.state() for name, hook in self.hooks.items()},
@@ -220,6 +224,11 @@ class Trainer:
         found = latest_checkpoint(self.run_dir / "checkpoints")
         if found is None:
             return
+        if found.state["data"] != self.stream.dataset.fingerprint:
+            raise UserError(
+                f"{self.run_dir} was trained on other data than {self.stream.dataset.name} holds now; choose "
+                "another run_dir, or restore the data"
+            )
         self.nimg, self.stop_reason = found.nimg, found.state["stop_reason"]
         load_weights(self.denoiser, found.weights("model"), str(found.path))
         self.ema.load({name: found.weights(name) for name in self.ema.tracks()})

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -133,7 +134,7 @@ def test_too_many_skipped_steps_end_the_run_with_their_noise_levels(build: Build
         return Loss(loss.value * torch.where(loss.sigma > 1.0, torch.nan, 1.0), loss.sigma)
 
     trainer.step.objective = poisoned
-    with pytest.raises(UserError, match=r"2 steps in a row.*sigma 1 to 3\.2"):
+    with pytest.raises(UserError, match=r"2 steps in a row.*sigma 1 to 3\.16"):
         trainer.run()
 
 
@@ -160,6 +161,17 @@ def test_another_architecture_is_refused_and_nothing_is_written(build: Build) ->
     with pytest.raises(UserError, match=r"network\.model_channels: 8 -> 16"):
         build("network.model_channels=16")
     assert {path: path.stat().st_mtime_ns for path in trainer.run_dir.rglob("*")} == files
+
+
+def test_other_data_are_refused(build: Build, tmp_path: Path) -> None:
+    network = ["data=npz", "data.test_fraction=0.0", "network=mlp"]
+    for seed in (0, 1):
+        np.save(tmp_path / f"{seed}.npy", np.random.default_rng(seed).normal(size=(64, 2)).astype(np.float32))
+    trainer = build(*network, f"data.root={tmp_path / '0.npy'}")
+    trainer.run()
+    trainer.close()
+    with pytest.raises(UserError, match="trained on other data"):
+        build(*network, f"data.root={tmp_path / '1.npy'}")
 
 
 def test_held_out_patience_stops_a_run_and_it_stays_stopped(build: Build) -> None:

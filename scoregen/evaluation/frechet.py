@@ -173,7 +173,7 @@ def finite_sample_bias(reference: Gaussian, n: int) -> float:
 
     E[FID] = tr(S)/n + 1/(2 (n - 1)) sum_ij l_i l_j (1 + delta_ij) / (l_i + l_j), with l the eigenvalues of
     the reference's covariance S, for normal features and an exact reference (derived, checked by simulation).
-    For n below the number of features it is too low by up to a third.
+    For n below the number of features it is off by up to a third.
     """
     values = reference.spectrum
     values = values[values > 0]

@@ -1,7 +1,7 @@
 """What every sampler is: hyper-parameters, and `iterate`, which walks a grid of noise levels."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -83,6 +83,17 @@ class Sampler(ABC):
         for step in self.iterate(denoiser, noise, cond, rng):
             x = step.x
         return x
+
+
+def denoiser_for_step(denoiser: Denoiser, sigma: float) -> Denoiser:
+    """The denoiser for all evaluations of the step that starts at noise level sigma.
+
+    A denoiser that varies with the noise level by more than its argument, such as guidance on an interval,
+    has a method `for_step(sigma) -> Denoiser`; a sampler asks it once at the start of each step, because a
+    change between two evaluations of one step would cost the step its order.
+    """
+    choose: Callable[[float], Denoiser] | None = getattr(denoiser, "for_step", None)
+    return denoiser if choose is None else choose(sigma)
 
 
 def round_sigmas(denoiser: Denoiser, sigmas: Sequence[float]) -> list[float]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from scoregen.denoisers.base import Cond, Denoiser
 from scoregen.ranges import NonNegative
 from scoregen.rng import Rng
-from scoregen.samplers.base import Sampler, Step, level_tensor, round_sigmas
+from scoregen.samplers.base import Sampler, Step, denoiser_for_step, level_tensor, round_sigmas
 
 _GAMMA_MAX = sqrt(2) - 1  # a step adds at most as much new variance as there is noise
 
@@ -45,7 +45,8 @@ class EulerSampler(Sampler):
         """Step from the state x [B, *shape] at sigmas[0] through the decreasing levels."""
         levels = level_tensor(sigmas, x)
         for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-            denoised = denoiser(x, levels[i], cond).to(x.dtype)
+            denoise = denoiser_for_step(denoiser, sigma)
+            denoised = denoise(x, levels[i], cond).to(x.dtype)
             x = torch.lerp(denoised, x, sigma_next / sigma)
             yield Step(i, sigma_next, x, denoised)
 
@@ -91,11 +92,12 @@ class HeunSampler(Sampler):
         churned = self._churned(denoiser, sigmas[:-1])
         levels, levels_hat = level_tensor(sigmas, x), level_tensor(churned, x)
         for i, (sigma, sigma_hat, sigma_next) in enumerate(zip(sigmas, churned, sigmas[1:], strict=False)):
+            denoise = denoiser_for_step(denoiser, sigma)
             x_hat = self._add_noise(x, sigma, sigma_hat, rng)
-            denoised = denoiser(x_hat, levels_hat[i], cond).to(x.dtype)
+            denoised = denoise(x_hat, levels_hat[i], cond).to(x.dtype)
             x = torch.lerp(denoised, x_hat, sigma_next / sigma_hat)
             if sigma_next > 0:
-                denoised = denoiser(x, levels[i + 1], cond).to(x.dtype)
+                denoised = denoise(x, levels[i + 1], cond).to(x.dtype)
                 steep = torch.lerp(x, denoised, (sigma_hat - sigma_next) / sigma_next)  # by the end's slope
                 x = steep.lerp_(x_hat, 0.5)
             yield Step(i, sigma_next, x, denoised)

@@ -138,6 +138,31 @@ def test_noise_levels_are_rounded_to_those_of_the_denoiser(name: str) -> None:
     torch.testing.assert_close(asked, precond.round(asked), rtol=1e-6, atol=0)
 
 
+class Switching(Recorder):
+    """A denoiser that notes for which steps another is asked for; evaluated itself, it fails."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__(inner)
+        self.asked, self.chosen = [], []
+
+    def for_step(self, sigma: float) -> Recorder:
+        self.asked.append(sigma)
+        self.chosen.append(Recorder(self.inner))
+        return self.chosen[-1]
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
+        raise AssertionError("this step's denoiser was not asked for")
+
+
+@EVERY_SAMPLER
+def test_a_step_asks_once_which_denoiser_it_is_to_use(name: str) -> None:
+    sampler, denoiser = SAMPLERS[name](steps=6), Switching(gaussian(0.5))
+    x = sampler(denoiser, torch.ones(1, 1), rng=BatchRng("switch", size=1))
+    assert denoiser.asked == sampler.sigmas(denoiser)[:-1]
+    assert sum(len(chosen.sigmas) for chosen in denoiser.chosen) == sampler.nfe()
+    assert torch.equal(x, sampler(gaussian(0.5), torch.ones(1, 1), rng=BatchRng("switch", size=1)))
+
+
 def test_an_euler_step_is_ddim() -> None:
     """x / sqrt(1 + sigma^2) moves by the deterministic DDIM rule of noise prediction."""
     denoiser, noise = gaussian(0.5, 3), normal(4, 3)

@@ -1,5 +1,6 @@
-"""The exact denoiser of Gaussian data."""
+"""The exact denoiser of Gaussian data, and the exact solution of its probability flow."""
 
+from collections.abc import Callable, Iterator, Sequence
 from math import inf, prod
 
 import torch
@@ -10,35 +11,48 @@ from scoregen.errors import UserError
 
 
 class GaussianDenoiser(nn.Module):
-    """Denoises x0 ~ N(mu, Sigma) exactly, in the eigenbasis Sigma = U diag(lambda) U^T.
+    """Denoises x0 ~ N(mu, Sigma) exactly, Sigma = U diag(lambda) U^T + tail (I - U U^T).
 
-    D(x; sigma) = mu + U diag(lambda / (lambda + sigma^2)) U^T (x - mu)
+    D(x; sigma) = mu + f(lambda) along each eigenvector + f(tail) in the rest, of x - mu,
+    f(lambda) = lambda / (lambda + sigma^2)
 
-    The work is done in the wider of the dtypes of x and mean. Unconditional: class ids are ignored.
+    The tail is that of probabilistic PCA: the mean variance of the directions that were left out. The work
+    is done in the wider of the dtypes of x and mean. Unconditional: class ids are ignored.
 
     Args:
         mean: mu [*shape].
         variances: lambda, [r] along the eigenvectors, or broadcastable to [*shape] without them.
-        eigenvectors: U [d, r] with orthonormal columns, d = prod(shape); None is the identity. Directions
-            outside its span have no variance.
+        eigenvectors: U [d, r] with orthonormal columns, d = prod(shape); None is the identity.
+        tail: variance of the directions outside the span of the eigenvectors.
 
     Raises:
         UserError: for a negative variance or eigenvectors that do not fit.
 
     Source: Wang and Vastola, The Unreasonable Effectiveness of Gaussian Score Approximation for Diffusion
-    Models and its Applications, 2024, arXiv 2412.09726.
+    Models and its Applications, 2024, arXiv 2412.09726. The tail is ours, after Tipping and Bishop,
+    Probabilistic Principal Component Analysis, 1999.
     """
 
     mean: Tensor
     variances: Tensor
     eigenvectors: Tensor | None
+    tail: Tensor
 
-    def __init__(self, mean: Tensor, variances: Tensor, *, eigenvectors: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        mean: Tensor,
+        variances: Tensor,
+        *,
+        eigenvectors: Tensor | None = None,
+        tail: float | Tensor = 0.0,
+    ) -> None:
         super().__init__()
         self.shape, self.num_classes = tuple(mean.shape), 0
         self.sigma_min, self.sigma_max = 0.0, inf
-        if (variances < 0).any():
-            raise UserError(f"GaussianDenoiser: a variance is negative: {float(variances.min()):g}")
+        tail = torch.as_tensor(tail, dtype=variances.dtype)
+        lowest = min(float(variances.min()) if variances.numel() else 0.0, float(tail))
+        if lowest < 0:
+            raise UserError(f"GaussianDenoiser: a variance is negative: {lowest:g}")
         if eigenvectors is None:
             variances = variances.expand(mean.shape).flatten()
         elif eigenvectors.shape != (prod(self.shape), len(variances)):
@@ -49,23 +63,88 @@ class GaussianDenoiser(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("variances", variances)
         self.register_buffer("eigenvectors", eigenvectors)
+        self.register_buffer("tail", tail)
 
     @classmethod
-    def from_covariance(cls, mean: Tensor, covariance: Tensor) -> "GaussianDenoiser":
-        """The denoiser of N(mean [*shape], covariance [d, d]), d = prod(shape)."""
+    def from_covariance(
+        cls, mean: Tensor, covariance: Tensor, *, rank: int | None = None
+    ) -> "GaussianDenoiser":
+        """The denoiser of N(mean [*shape], covariance [d, d]), d = prod(shape).
+
+        With a rank below d only the largest variances keep their directions, the others share their mean.
+        """
         variances, eigenvectors = torch.linalg.eigh(covariance)
-        return cls(mean, variances.clamp(min=0), eigenvectors=eigenvectors)
+        variances, rank = variances.clamp(min=0), len(variances) if rank is None else rank
+        rest, kept = variances.tensor_split([len(variances) - rank])
+        tail = rest.mean() if len(rest) else 0.0
+        return cls(mean, kept, eigenvectors=eigenvectors[:, len(rest) :], tail=tail)
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
         """E[x0 | x] for x [B, *shape] and sigma [] or [B]."""
-        dtype = torch.promote_types(x.dtype, self.mean.dtype)
+        noise = expand(sigma, x.flatten(1)).to(self._dtype(x)).square()
+        tiny = torch.finfo(noise.dtype).tiny  # without noise, a direction without variance gives its mean
+        return self._scaled(x, lambda variance: variance / (variance + noise).clamp(min=tiny))
+
+    def flow(self, x: Tensor, sigma: Tensor, sigma_next: Tensor, cond: Cond = None) -> Tensor:
+        """Carry x [B, *shape] along the probability flow from sigma to sigma_next, [] or [B], exactly.
+
+        x' = mu + sqrt((lambda + sigma'^2) / (lambda + sigma^2)) of x - mu, along each eigenvector; sigma > 0.
+        """
+        dtype = self._dtype(x)
+        before = expand(sigma, x.flatten(1)).to(dtype).square()
+        after = expand(sigma_next, x.flatten(1)).to(dtype).square()
+        return self._scaled(x, lambda variance: ((variance + after) / (variance + before)).sqrt())
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        return torch.promote_types(x.dtype, self.mean.dtype)
+
+    def _scaled(self, x: Tensor, factor: Callable[[Tensor], Tensor]) -> Tensor:
+        """mu + factor(variance) times the deviation x - mu, direction by direction."""
+        dtype = self._dtype(x)
         mean = self.mean.to(dtype).flatten()
         centred = x.to(dtype).flatten(1) - mean
-        variances = self.variances.to(dtype)
-        shrink = variances / (variances + expand(sigma, centred).to(dtype).square())
+        along = factor(self.variances.to(dtype))
         if self.eigenvectors is None:
-            denoised = mean + shrink * centred
+            moved = mean + along * centred
         else:
-            basis = self.eigenvectors.to(dtype)
-            denoised = mean + (shrink * (centred @ basis)) @ basis.T
-        return denoised.reshape(x.shape).to(x.dtype)
+            basis, rest = self.eigenvectors.to(dtype), factor(self.tail.to(dtype))
+            moved = mean + rest * centred + ((along - rest) * (centred @ basis)) @ basis.T
+        return moved.reshape(x.shape).to(x.dtype)
+
+
+class ClassGaussianDenoiser(nn.Module):
+    """Denoises data that are Gaussian within each class; without a class, or with the null class, all data.
+
+    Args:
+        classes: one Gaussian for each class id from 0 up.
+        whole: the Gaussian of all data.
+    """
+
+    def __init__(self, classes: Sequence[GaussianDenoiser], whole: GaussianDenoiser) -> None:
+        super().__init__()
+        self.members = nn.ModuleList([*classes, whole])
+        self.shape, self.num_classes = whole.shape, len(classes)
+        self.sigma_min, self.sigma_max = 0.0, inf
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
+        """E[x0 | x, class] for x [B, *shape], sigma [] or [B], cond [B]."""
+        sigma, out = sigma.expand(len(x)), torch.empty_like(x)
+        for member, rows in self._members(x, cond):
+            out[rows] = member(x[rows], sigma[rows])
+        return out
+
+    def flow(self, x: Tensor, sigma: Tensor, sigma_next: Tensor, cond: Cond = None) -> Tensor:
+        """Carry x [B, *shape] along each class's own probability flow from sigma to sigma_next, [] or [B]."""
+        sigma, sigma_next, out = sigma.expand(len(x)), sigma_next.expand(len(x)), torch.empty_like(x)
+        for member, rows in self._members(x, cond):
+            out[rows] = member.flow(x[rows], sigma[rows], sigma_next[rows])
+        return out
+
+    def _members(self, x: Tensor, cond: Cond) -> Iterator[tuple[GaussianDenoiser, Tensor]]:
+        """Each Gaussian that is asked for, and the rows of the batch that ask."""
+        if cond is None:
+            cond = torch.full((len(x),), self.num_classes, device=x.device)
+        for index in cond.unique().tolist():
+            member = self.members[index]
+            assert isinstance(member, GaussianDenoiser)
+            yield member, (cond == index).nonzero().flatten()

@@ -1,0 +1,35 @@
+"""What a guided sample costs, since guidance differs from step to step."""
+
+import torch
+from torch import Tensor
+
+from scoregen.denoisers.base import Cond, Denoiser
+from scoregen.denoisers.guidance.base import Around, evaluations
+from scoregen.rng import BatchRng
+from scoregen.samplers.base import Sampler, denoiser_for_step
+
+
+class _Meter(Around):
+    """Count the evaluations that a denoiser would make, without making them."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__(denoiser)
+        self.step, self.total = denoiser, 0
+
+    def for_step(self, sigma: float) -> Denoiser:
+        self.step = denoiser_for_step(self.denoiser, sigma)
+        return self
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
+        self.total += evaluations(self.step)
+        return torch.zeros_like(x)
+
+
+def count_evaluations(sampler: Sampler, denoiser: Denoiser) -> int:
+    """Evaluations of denoising networks for one sample: `sampler.nfe()` where the denoiser is not guided.
+
+    Walks the sampler's grid for a denoiser that returns zeros.
+    """
+    meter, rng = _Meter(denoiser), BatchRng("evaluations", size=1)
+    sampler(meter, torch.zeros(1, *denoiser.shape), None, rng)
+    return meter.total

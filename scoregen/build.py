@@ -18,15 +18,17 @@ from scoregen.denoisers.network import NetworkDenoiser
 from scoregen.errors import UserError
 from scoregen.parallel import Parallel
 from scoregen.rng import derive_seed
-from scoregen.training.heldout import HeldoutHook
-from scoregen.training.hooks import Hook
+from scoregen.training.hooks import HeldoutHook, Hook
+from scoregen.training.lock import FolderLock
 from scoregen.training.loggers import JSONLLogger, Logger
 from scoregen.training.step import TrainStep
 from scoregen.training.trainer import Trainer
-from scoregen.training.weights import provenance
+from scoregen.training.weights import provenance, write_whole
 
 log = logging.getLogger(__name__)
 
+CONFIG = "config.yaml"
+STATS_LIMIT = 10_000  # samples that sigma_data is measured on
 SIGMA_DATA_TOLERANCE = 0.25  # relative; beyond it a warning tells the measured value
 
 
@@ -100,6 +102,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     data, augment = build_data(cfg, "train"), config.instantiate(cfg.augment)
     spec = ModelSpec.of(data, augment)
     step = build_step(cfg, spec, augment).to(parallel.device)
+    lock = FolderLock(run_dir) if parallel.is_main else None
     hooks, options = build_hooks(cfg), config.instantiate(cfg.trainer)
     trainer = Trainer(
         options=options,
@@ -111,19 +114,18 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         ema=config.instantiate(cfg.ema),
         sampler=config.instantiate(cfg.sampler),
         hooks=hooks,
-        loggers=[],
+        loggers=build_loggers(cfg, run_dir) if parallel.is_main else [],
         parallel=parallel,
         seed=cfg.seed,
         run_dir=run_dir,
+        lock=lock,
         metadata={"config": config.to_yaml(cfg), "model": spec.to_json(), **provenance()},
     )
     trainer.resume()
     if parallel.is_main:
         if trainer.nimg == 0:
             _warn_sigma_data(cfg, data)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml").write_text(config.to_yaml(cfg))
-        trainer.loggers = build_loggers(cfg, run_dir, trainer.nimg)
+        write_whole(run_dir / CONFIG, config.to_yaml(cfg).encode())
     return trainer
 
 
@@ -133,13 +135,10 @@ def build_hooks(cfg: DictConfig) -> dict[str, Hook]:
     return {name: hook for name, hook in hooks.items() if hook is not None}
 
 
-def build_loggers(cfg: DictConfig, run_dir: Path, nimg: int) -> list[Logger]:
-    """The JSON lines that every run writes and the logger chosen beside them, going on after image `nimg`."""
+def build_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
+    """The JSON lines that every run writes, and the logger chosen beside them."""
     chosen: Logger = config.instantiate(cfg.logger, run_dir=run_dir)
-    loggers: list[Logger] = [chosen] if isinstance(chosen, JSONLLogger) else [JSONLLogger(run_dir), chosen]
-    for logger in loggers:
-        logger.start(nimg)
-    return loggers
+    return [chosen] if isinstance(chosen, JSONLLogger) else [JSONLLogger(run_dir), chosen]
 
 
 def _needs_heldout(hooks: dict[str, Hook]) -> bool:
@@ -148,7 +147,7 @@ def _needs_heldout(hooks: dict[str, Hook]) -> bool:
 
 def _check_same_run(cfg: DictConfig, run_dir: Path) -> None:
     """Refuse to go on with a run whose configuration differs in more than what may change."""
-    saved = run_dir / "config.yaml"
+    saved = run_dir / CONFIG
     if not (run_dir / "checkpoints").is_dir() or not saved.is_file():
         return
     changes = config.diff(config.from_yaml(saved.read_text()), cfg, ignore=config.MUTABLE)
@@ -161,7 +160,7 @@ def _check_same_run(cfg: DictConfig, run_dir: Path) -> None:
 
 
 def _warn_sigma_data(cfg: DictConfig, data: Dataset) -> None:
-    measured = measure(data).std
+    measured = measure(data, limit=STATS_LIMIT).std
     if abs(cfg.sigma_data / measured - 1) > SIGMA_DATA_TOLERANCE:
         log.warning(
             "sigma_data=%g, but the standard deviation of %s is %.3f in [-1, 1]: consider sigma_data=%.2f",

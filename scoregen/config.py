@@ -18,15 +18,8 @@ from scoregen.errors import UserError
 
 # A finished or interrupted run may be continued with another value of these.
 MUTABLE = (
-    "trainer.total",
-    "trainer.microbatch",
-    "trainer.workers",
-    "hooks",
-    "logger",
-    "device",
-    "sampler",
-    "dry",
-    "data.root",
+    *("name", "run_dir", "device", "dry", "data.root", "hooks", "logger", "sampler"),
+    *("trainer.total", "trainer.microbatch", "trainer.keep", "trainer.max_skipped", "trainer.workers"),
 )
 
 
@@ -123,10 +116,12 @@ def _split(
             problems.append(
                 Problem(override, "not understood; write key=value, for example trainer.batch=64")
             )
-        elif key in known and text not in known[key] and text not in ("null", "none"):
+        elif key == "experiment" and text == "null":
+            choices.append("~experiment")
+        elif key in known and text not in known[key]:
             problems.append(Problem(override, f"no such {key}; {suggest(text, known[key])}"))
         elif key in known:
-            choices.append(f"{key}={text}" if text in known[key] else f"~{key}")
+            choices.append(override)
         else:
             values.append((key, text))
     return choices, values, problems
@@ -181,7 +176,8 @@ def diff(old: DictConfig, new: DictConfig, ignore: Sequence[str] = ()) -> list[s
 def instantiate(node: Any, **arguments: Any) -> Any:
     """Build what a node with `_target_` names, innermost first; `arguments` are added at the outermost.
 
-    Lists become tuples; a node without `_target_` becomes a dict.
+    Lists become tuples; a node without `_target_` becomes a dict. Raises UserError where a constructor
+    refuses its values.
     """
     if isinstance(node, DictConfig | ListConfig):
         node = OmegaConf.to_container(node, resolve=True)
@@ -190,7 +186,14 @@ def instantiate(node: Any, **arguments: Any) -> Any:
     if not isinstance(node, dict):
         return node
     built = {key: instantiate(value) for key, value in node.items() if key != "_target_"}
-    return locate(node["_target_"])(**built, **arguments) if "_target_" in node else built
+    if "_target_" not in node:
+        return built
+    try:
+        return locate(node["_target_"])(**built, **arguments)
+    except UserError:
+        raise
+    except ValueError as error:  # so says a library's constructor that its arguments are wrong
+        raise UserError(f"{node['_target_']}: {error}") from error
 
 
 def locate(target: str) -> Any:

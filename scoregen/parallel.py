@@ -4,8 +4,7 @@ Order of data, randomness and checkpoints stay ours, because accelerate's own do
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +22,8 @@ class Parallel:
     are WORLD_SIZE, joined by NCCL on GPUs and by gloo on CPUs.
 
     Args:
-        device: auto, cpu, cuda or mps; auto takes CUDA, then MPS, then the CPU.
+        device: auto, cpu, cuda or mps; auto takes CUDA where there is one, else the CPU. MPS lacks the
+            float64 that closed forms and metrics compute in, so it must be asked for.
     """
 
     def __init__(self, device: str = "auto") -> None:
@@ -35,7 +35,8 @@ class Parallel:
             return
         from accelerate import Accelerator
 
-        self._accelerator = Accelerator(cpu=kind == "cpu")
+        # Precision and compilation are the network denoiser's business, whatever `accelerate config` says.
+        self._accelerator = Accelerator(cpu=kind == "cpu", mixed_precision="no", dynamo_backend="no")
         self.device = self._accelerator.device
         # Host-side agreement goes over gloo, so that it never waits for the GPU.
         self._host_group = torch.distributed.new_group(backend="gloo")
@@ -68,9 +69,10 @@ class Parallel:
         return context
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over the processes, in place."""
+        """The sum over the processes, in place; a tensor on the CPU goes over gloo."""
         if self.world > 1:
-            torch.distributed.all_reduce(tensor)
+            on_host = tensor.device.type == "cpu"
+            torch.distributed.all_reduce(tensor, group=self._host_group if on_host else None)
         return tensor
 
     def gather(self, value: T) -> list[T]:
@@ -94,15 +96,6 @@ class Parallel:
         if self.world > 1:
             torch.distributed.barrier(group=self._host_group)
 
-    @contextmanager
-    def main_first(self) -> Iterator[None]:
-        """Let the main process run the block before the others do (a cache is written once, then read)."""
-        if not self.is_main:
-            self.barrier()
-        yield
-        if self.is_main:
-            self.barrier()
-
     def close(self) -> None:
         """Leave the process group."""
         if self.world > 1:
@@ -122,10 +115,17 @@ def _resolve_device(device: str) -> str:
         "cpu": True,
     }
     if device == "auto":
-        return next(kind for kind, there in available.items() if there)
+        return "cuda" if available["cuda"] else "cpu"
     if device not in available:
         raise UserError(f"device={device} is not known; allowed: auto, {', '.join(available)}")
     if not available[device]:
         found = ", ".join(kind for kind, there in available.items() if there)
         raise UserError(f"device={device}: torch finds none on this machine; found: {found}")
     return device
+
+
+def send(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on `device`; to a GPU by way of pinned memory, so that the host need not wait for it."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -1,8 +1,8 @@
 """What a run will cost, before it is paid for: parameters, FLOPs, memory, time. Built on the meta device."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 from omegaconf import DictConfig
@@ -11,6 +11,7 @@ from torch import Tensor
 from scoregen import config
 from scoregen.build import ModelSpec, build_data, build_denoiser
 from scoregen.parallel import world_size
+from scoregen.training.loggers import read_log
 
 BACKWARD = 2.0  # a backward costs about two forwards
 RATES = (1e12, 1e13, 1e14)  # assumed sustained FLOP/s where no measured speed is known
@@ -84,12 +85,11 @@ def _memory(cost: Cost, microbatch: int, tracks: int) -> str:
 
 def _speed(cfg: DictConfig, total_flops: float) -> str:
     """Hours at the speed that this run folder's log shows, else at round rates."""
-    log = Path(cfg.run_dir) / "log.jsonl"
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    rates = sorted(row["time"]["img_per_s"] for row in rows if "time" in row)
+    rates = [row["time"]["img_per_s"] for row in read_log(Path(cfg.run_dir)) if "time" in row]
     if rates:
-        rate = rates[len(rates) // 2]
-        return f"{rate:,.1f} img/s in {log}: {_duration(cfg.trainer.total / rate)} for the whole run"
+        rate = median(rates)
+        whole = _duration(cfg.trainer.total / rate)
+        return f"{rate:,.1f} img/s in the log of {cfg.run_dir}: {whole} for the whole run"
     assumed = ", ".join(f"{_duration(total_flops / rate)} at {_si(rate)}FLOP/s" for rate in RATES)
     return f"not measured here yet; the whole run takes {assumed}"
 

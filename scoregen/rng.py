@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from scoregen.parallel import send
+
 
 def derive_seed(*key: int | str) -> int:
     """A 63-bit seed from a key such as (seed, "step", nimg): equal keys give equal seeds on every machine."""
@@ -69,11 +71,12 @@ class BatchRng:
     def stratified(self) -> Tensor:
         """Uniforms [B] in (0, 1), one in each of the global batch's equal strata, in random order.
 
-        They are float64 and on the CPU whatever the device, as inverse distribution functions want them.
+        They are drawn on the CPU in float64, which inverse distribution functions want and MPS lacks.
         """
         strata = torch.randperm(self.size, generator=self._host_generator)
         within = torch.rand(self.size, generator=self._host_generator, dtype=torch.float64)
-        return ((strata + within) / self.size).clamp(1e-9, 1 - 1e-9)[self.rows]
+        u = ((strata + within) / self.size).clamp(1e-7, 1 - 1e-7)[self.rows]
+        return send(u.float() if torch.device(self.device).type == "mps" else u, self.device)
 
 
 class SampleRng:

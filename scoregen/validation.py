@@ -48,7 +48,7 @@ def validate(cfg: DictConfig, processes: int = 1) -> list[Problem]:
         if group in COLLECTIONS and isinstance(node, dict):
             for name, entry in node.items():
                 problems += _check_entry(group, name, entry, sorted(node))
-        elif isinstance(node, dict):
+        elif isinstance(node, dict) and group in (*groups(), "trainer"):
             problems += _check_node(node, group, FILLED_IN.get(group, frozenset()))
     return problems or _check_batch(plain["trainer"], processes)
 
@@ -61,14 +61,20 @@ def check_choice(cfg: DictConfig, group: str) -> list[Problem]:
 def _check_root(plain: Mapping[str, Any]) -> list[Problem]:
     """Top-level keys: the run's scalars and the groups, no other; the scalars have their types."""
     hints = get_type_hints(RunOptions, include_extras=True)
-    allowed = [*hints, *groups(), "trainer", *COLLECTIONS]
-    problems = []
+    choices = groups()
+    needed = {*choices, "trainer"} - {"experiment"}
+    allowed = sorted({*hints, *needed, "experiment"})
+    problems = [
+        Problem(f"{group}=null", f"is needed; allowed: {', '.join(choices.get(group, ['a group of keys']))}")
+        for group in sorted(needed)
+        if plain.get(group) is None
+    ]
     for key, value in plain.items():
         if key in hints:
             problems += _check_type(value, hints[key], key)
         elif key not in allowed:
             problems.append(Problem(f"{key}={value}", f"unknown key; {_suggest_key(key, plain, allowed)}"))
-        elif not isinstance(value, Mapping) and key != "experiment":
+        elif not isinstance(value, Mapping | NoneType) and key != "experiment":
             problems.append(
                 Problem(f"{key}={value}", "a group of keys, not a value; choose a file or set a key")
             )
@@ -163,7 +169,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return value is None
     if origin in (tuple, list, Sequence):
         return _fits_sequence(value, origin, args)
-    return not isinstance(value, str | int | float) or hint is Any or not inspect.isclass(hint)
+    return not isinstance(value, str | int | float | NoneType) or hint is Any or not inspect.isclass(hint)
 
 
 def _fits_sequence(value: Any, origin: Any, args: tuple[Any, ...]) -> bool:

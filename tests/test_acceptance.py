@@ -21,7 +21,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished run of `python train.py`, with its checkpoint at 10 % kept."""
     folder = tmp_path_factory.mktemp("digits") / "run"
     torch.set_num_threads(2)
-    keep = ["hooks.checkpoint.every=8000", "hooks.checkpoint.keep=99"]
+    keep = ["hooks.checkpoint.every=8000", "trainer.keep=99"]
     assert train.main([f"run_dir={folder}", "device=cpu", *keep]) == 0
     return folder
 

@@ -151,8 +151,9 @@ class AugmentPipe:
         stretch = torch.exp2(-self.aniso_std * change.aniso)
         aniso = _rotation(-change.axis) @ torch.diag_embed(torch.stack([stretch, 1 / stretch], 1))
         linear = scale * _rotation(change.theta) @ aniso @ _rotation(change.axis)
-        size = torch.tensor([width, height], device=linear.device) * self.translate_frac_std
-        return torch.cat([linear, -linear @ (size * change.shift)[:, :, None]], 2)
+        right, down = (change.shift * self.translate_frac_std).unbind(1)
+        shift = torch.stack([width * right, height * down], 1)
+        return torch.cat([linear, -linear @ shift[:, :, None]], 2)
 
 
 def _rotation(angle: Tensor) -> Tensor:
@@ -178,18 +179,29 @@ def warp(x: Tensor, inverse: Tensor) -> Tensor:
 
 def _places(inverse: Tensor, height: int, width: int) -> Tensor:
     """Places of the changed image's fine grid in that of the padded original, [B, Y, X, 2] in [-1, 1]."""
-    sizes = (width, height)
-    axes = [(torch.arange(2 * n + 10).to(inverse) - CENTRE) / 2 - (n - 1) / 2 for n in sizes]
-    down, right = torch.meshgrid(axes[1], axes[0], indexing="ij")
-    targets = torch.stack([right, down, torch.ones_like(right)], -1)
+    targets = _targets(height, width, inverse.device, inverse.dtype)
     places = torch.einsum("bij,yxj->byxi", inverse, targets)
-    n = torch.tensor(sizes, dtype=inverse.dtype, device=inverse.device)
-    fine = 2 * (places + (n - 1) / 2 + _padding(n)) + CENTRE
+    right, down = (_to_unit(places[..., i], n) for i, n in enumerate((width, height)))
+    return torch.stack([right, down], -1)
+
+
+def _to_unit(place: Tensor, n: int) -> Tensor:
+    """From pixels off the centre to grid_sample's [-1, 1] on the padded and upsampled axis."""
+    fine = 2 * (place + (n - 1) / 2 + _padding(n)) + CENTRE
     return 2 * fine / (2 * (n + 2 * _padding(n)) + 9) - 1
 
 
-def _padding(n: Tensor) -> Tensor:
+def _padding(n: int) -> int:
     return n - 1
+
+
+@lru_cache(maxsize=16)
+def _targets(height: int, width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Places (right, down, 1) of the fine grid of the changed image, [Y, X, 3]."""
+    sizes = (width, height)
+    right, down = ((torch.arange(2 * n + 10, dtype=dtype) - CENTRE) / 2 - (n - 1) / 2 for n in sizes)
+    down, right = torch.meshgrid(down, right, indexing="ij")
+    return torch.stack([right, down, torch.ones_like(right)], -1).to(device)
 
 
 @lru_cache(maxsize=16)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from scoregen.data.base import ArrayDataset, Batch, Dataset, to_model_range
+from scoregen.parallel import send
 from scoregen.ranges import NonNegativeInt
 from scoregen.rng import generator
 
@@ -51,8 +52,8 @@ class Stream:
             got = self.dataset.fetch(self.indices(nimg, size, rows))
         else:
             got = self._prefetched(self._pool, nimg, size, rows)
-        x = to_model_range(self._send(got.x))
-        return Batch(x, None if got.label is None else self._send(got.label))
+        x = to_model_range(send(got.x, self.device))
+        return Batch(x, None if got.label is None else send(got.label, self.device))
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
@@ -75,11 +76,6 @@ class Stream:
     def _submit(self, pool: ThreadPoolExecutor, nimg: int, size: int, rows: slice) -> list[Future[Batch]]:
         chunks = self.indices(nimg, size, rows).chunk(self.workers)
         return [pool.submit(self.dataset.fetch, chunk) for chunk in chunks]
-
-    def _send(self, x: Tensor) -> Tensor:
-        if self.device.type == "cuda" and x.device.type == "cpu":
-            x = x.pin_memory()
-        return x.to(self.device, non_blocking=True)
 
 
 def _place(dataset: Dataset, device: torch.device) -> Dataset:

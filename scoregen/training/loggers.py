@@ -56,7 +56,8 @@ class JSONLLogger:
     """One JSON object a line in `run_dir/log.jsonl`, `nimg` first, flushed line by line.
 
     NaN and infinities are written as null, because JSON has no words for them. On a resume, rows after the
-    checkpoint and a torn last line are cut: the log of a killed and resumed run equals an uninterrupted one.
+    checkpoint, rows of an earlier end of the run and a torn last line are cut: the log of a killed and
+    resumed run equals an uninterrupted one.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -100,19 +101,33 @@ def _cut(path: Path, nimg: int) -> None:
     if not path.exists():
         return
     content = path.read_bytes()
-    kept = b"".join(line + b"\n" for line in content.splitlines() if _time(line) <= nimg)
+    kept = b"".join(line + b"\n" for line in content.splitlines() if _belongs(line, nimg))
     if kept != content:
         temp = path.with_name(f".tmp-{path.name}")
         temp.write_bytes(kept)
         os.replace(temp, path)
 
 
-def _time(line: bytes) -> float:
-    """The `nimg` of a row, infinite for one that is torn."""
+def _belongs(line: bytes, nimg: int) -> bool:
+    """Whether a row is whole, of a step up to `nimg`, and not of an end that was not the end."""
+    row = _row(line)
+    return row is not None and row["nimg"] <= nimg and not row.get("end")
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A row of the log, None for one that is torn."""
     try:
-        return float(json.loads(line)["nimg"])
+        row: dict[str, Any] = json.loads(line)
+        return row | {"nimg": int(row["nimg"])}
     except (ValueError, KeyError, TypeError):
-        return math.inf
+        return None
+
+
+def read_log(run_dir: Path) -> list[dict[str, Any]]:
+    """The whole rows of `run_dir/log.jsonl`, none where there is no log."""
+    path = run_dir / "log.jsonl"
+    rows = map(_row, path.read_bytes().splitlines()) if path.is_file() else ()
+    return [row for row in rows if row is not None]
 
 
 class WandbLogger:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoregen.objectives.base import SIGMA_BINS, Loss, sigma_bins
+from scoregen.objectives.base import SIGMA_BINS, Loss, describe_bin, sigma_bins
 from scoregen.parallel import Parallel
 
 
@@ -20,29 +20,47 @@ class Meters:
         self._parallel = parallel
         self._dtype = torch.float32 if parallel.device.type == "mps" else torch.float64
         self._reset()
-        self._streak = self._zeros()
+        self._streak, self._bad_step, self._bad_streak = (
+            self._zeros(),
+            self._zeros(SIGMA_BINS),
+            self._zeros(SIGMA_BINS),
+        )
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self._dtype, device=self._parallel.device)
 
     def _reset(self) -> None:
         self._local = {name: self._zeros(SIGMA_BINS) for name in ("loss", "count", "bad")}
-        self._shared = {name: self._zeros() for name in ("grad_norm", "steps", "skipped", "longest")}
+        self._shared = {name: self._zeros() for name in ("grad_norm", "steps", "skipped")}
 
     def add_loss(self, loss: Loss) -> None:
         """Add the samples of one micro-batch."""
-        for name, sums in sigma_bins(loss).items():
-            self._local[name] += sums
+        sums = sigma_bins(loss)
+        for name, total in sums.items():
+            self._local[name] += total
+        self._bad_step += sums["bad"]
         for name, values in loss.logs.items():
             self._local.setdefault(f"log/{name}", self._zeros()).add_(values.detach().sum())
 
     def add_step(self, grad_norm: Tensor, applied: Tensor) -> None:
         """Add one optimizer step; `applied` is 1, or 0 where the gradient was not finite."""
         self._streak = (self._streak + 1) * (1 - applied)
+        self._bad_streak = (self._bad_streak + self._bad_step) * (1 - applied)
+        self._bad_step = torch.zeros_like(self._bad_step)
         self._shared["grad_norm"] += torch.where(applied > 0, grad_norm, 0)
         self._shared["steps"] += applied
         self._shared["skipped"] += 1 - applied
-        self._shared["longest"] = torch.maximum(self._shared["longest"], self._streak)
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """The steps skipped since the last that was not; a host sync."""
+        return int(self._streak)
+
+    def bad_levels(self) -> list[str]:
+        """The noise levels at which losses were not finite in these steps, over all processes."""
+        return [
+            describe_bin(i) for i, count in enumerate(self._parallel.sum(self._bad_streak.clone())) if count
+        ]
 
     def read(self) -> dict[str, Any]:
         """Averages over all processes since the last reading; one host sync, and a fresh start."""
@@ -89,7 +107,6 @@ def _summary(sums: dict[str, list[float]]) -> dict[str, Any]:
     }
     summary |= {name[4:]: _ratio(total[0], count) for name, total in sums.items() if name.startswith("log/")}
     if summary["skipped"]:
-        summary["skipped_in_a_row"] = int(sums["longest"][0])
         summary["bad_by_sigma"] = [int(n) for n in sums["bad"]]
     return summary
 

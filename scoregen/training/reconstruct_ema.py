@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scoregen.cli.entry import DONE, check_writable, run_entry
 from scoregen.errors import UserError
 
 if TYPE_CHECKING:
@@ -108,20 +109,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 done, 2 the user's input is wrong."""
-    args = _parser().parse_args(argv)
-    try:
-        from scoregen.training.weights import weights_hash, write_weights
+    return run_entry(_reconstruct, argv)
 
-        tensors, metadata = reconstruct(args.run_dir, args.sigma_rel, args.nimg)
-        write_weights(args.out, tensors, metadata)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+def _reconstruct(argv: Sequence[str]) -> int:
+    args = _parser().parse_args(argv)
+    from scoregen.training.weights import weights_hash, write_weights
+
+    check_writable(args.out)
+    tensors, metadata = reconstruct(args.run_dir, args.sigma_rel, args.nimg)
+    write_weights(args.out, tensors, metadata)
     print(
         f"{args.out}: sigma_rel {args.sigma_rel:g} at {int(metadata['nimg']):,} images from "
         f"{metadata['reconstructed_from']} snapshots, hash {weights_hash(args.out)}"
     )
-    return 0
+    return DONE
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from scoregen.training.checkpoint import latest_checkpoint
-from scoregen.training.weights import weights_hash
+from scoregen.training.loggers import read_log
+from scoregen.training.weights import weights_hash, write_whole
 
 SUMMARY = "summary.json"
 
@@ -15,8 +16,8 @@ def write_summary(run_dir: Path, nimg: int, stop_reason: str | None) -> None:
     found = latest_checkpoint(run_dir / "checkpoints")
     assert found is not None, "a run is saved before it is summed up"
     last: dict[str, Any] = {}
-    for line in (run_dir / "log.jsonl").read_text().splitlines():
-        last |= json.loads(line)
+    for row in read_log(run_dir):
+        last |= row
     weights = found.path / "ema.safetensors"
     summary = {
         "nimg": nimg,
@@ -25,4 +26,4 @@ def write_summary(run_dir: Path, nimg: int, stop_reason: str | None) -> None:
         "weights_sha256": weights_hash(weights),
         "last": last,
     }
-    (run_dir / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
+    write_whole(run_dir / SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())

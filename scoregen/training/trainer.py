@@ -1,5 +1,6 @@
 """The training loop of every objective: a batch, a step, an average of weights, and the hooks due."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scoregen.data.base import Dataset
 from scoregen.data.stream import Stream
@@ -17,15 +18,17 @@ from scoregen.parallel import Parallel
 from scoregen.ranges import Fraction, Positive, PositiveInt
 from scoregen.rng import BatchRng, derive_seed
 from scoregen.samplers.base import Sampler
-from scoregen.training.checkpoint import latest_checkpoint, save_checkpoint
 from scoregen.training.ema import EMA
 from scoregen.training.hooks import CheckpointHook, Hook
+from scoregen.training.lock import FolderLock
 from scoregen.training.loggers import Logger
 from scoregen.training.meters import Meters
 from scoregen.training.schedules import Schedule
 from scoregen.training.signals import StopSignals
+from scoregen.training.state import load_trainer, save_trainer
 from scoregen.training.step import TrainStep
-from scoregen.training.weights import load_weights
+
+SYNC_STEPS = 100  # steps between two looks at a GPU for gradients that are not finite
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,13 @@ class TrainerOptions:
     Args:
         total: images to train on.
         batch: images per optimizer step, over all processes.
-        microbatch: images per forward on one process; null takes the process's whole share.
+        microbatch: images per forward on one process; null takes the process's whole share. Dropout masks
+            depend on it; nothing else does.
         label_dropout: probability of the null class in training.
         clip: largest gradient norm; null does not clip.
         loss_scale: factor on the loss before backward, taken out again after (fp16; EDM uses 100).
         max_skipped: skipped steps in a row after which the run gives up.
+        keep: newest checkpoints to keep, beside the best by held-out loss.
         workers: threads that decode ahead, for data sets that are not held in memory.
         compile: whether to compile the network in place.
     """
@@ -51,6 +56,7 @@ class TrainerOptions:
     clip: Positive | None = None
     loss_scale: Positive = 1.0
     max_skipped: PositiveInt = 10
+    keep: PositiveInt = 3
     workers: PositiveInt = 4
     compile: bool = False
 
@@ -60,7 +66,8 @@ class Trainer:
     """Trains the step's denoiser and objective, and keeps a run folder from which it can always go on.
 
     Everything that a step does is a function of (seed, nimg) and the weights, so 2N steps equal N + N bit for
-    bit, and the number of processes and micro-batches changes nothing but the order of sums.
+    bit, and the number of processes and micro-batches changes nothing but the order of sums (and, where there
+    is dropout, its masks: they are drawn for each micro-batch).
     """
 
     options: TrainerOptions
@@ -76,14 +83,16 @@ class Trainer:
     parallel: Parallel
     seed: int
     run_dir: Path
+    lock: FolderLock | None  # on the run folder, in the main process
     metadata: dict[str, str]  # of every weights file
     nimg: int = 0
-    stop_reason: str | None = None  # why a hook ended the run early
     heldout_loss: float | None = None  # at this nimg, by which the best checkpoint is kept
+    step_seconds: float = 0.0  # spent in steps by this process
 
     def __post_init__(self) -> None:
         self.ema.attach(self.denoiser)
         self.meters = Meters(self.parallel)
+        self._ended = False
         self._wrapped = self.parallel.wrap(self.step)
         self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
         if self.options.compile:
@@ -93,6 +102,11 @@ class Trainer:
     def denoiser(self) -> NetworkDenoiser:
         """The denoiser that is trained."""
         return self.step.denoiser
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why a hook ends the run before all images are used, if one does."""
+        return next((hook.stop_reason for hook in self.hooks.values() if hook.stop_reason), None)
 
     @property
     def finished(self) -> bool:
@@ -106,20 +120,26 @@ class Trainer:
 
     def run(self) -> bool:
         """Train until finished or asked to stop by a signal, and save either way; True if finished."""
+        for logger in self.loggers:
+            logger.start(self.nimg)
         for hook in self.hooks.values():
             hook.start(self)
         with StopSignals() as signals:
             while not self.finished:
+                started = time.perf_counter()
                 self.train_step()
-                self.run_hooks()
+                self.step_seconds += time.perf_counter() - started
+                self._run_hooks()
                 if self.parallel.any(signals.received) and not self.finished:
                     self.save()
                     return False
+        self.save()
+        self._run_last_hooks()
         return True
 
     def train_step(self) -> None:
         """One optimizer step on the global batch that starts at image number `nimg`."""
-        batch = self.options.batch
+        batch, self.heldout_loss = self.options.batch, None
         self.step.train()
         self.optimizer.zero_grad(set_to_none=True)
         for rows, is_last in self._microbatches():
@@ -136,6 +156,8 @@ class Trainer:
         self.ema.update(nimg=self.nimg, batch=batch, applied=applied)
         self.meters.add_step(grad_norm, applied)
         self.nimg += batch
+        if self.parallel.device.type == "cpu" or self.nimg // batch % SYNC_STEPS == 0:
+            self._check_finite()
 
     def _microbatches(self) -> list[tuple[slice, bool]]:
         """This process's rows of the global batch, piece by piece, and whether a piece is the last."""
@@ -149,7 +171,7 @@ class Trainer:
         One fused reduction decides, and fused optimizers skip on the device, so that the host need not wait.
         """
         grads = [p.grad for p in self.step.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads, foreach=True) / self.options.loss_scale
+        norm = torch.nn.utils.get_total_norm(grads) / self.options.loss_scale
         applied = torch.isfinite(norm).to(norm.dtype)
         factor = 1.0 / self.options.loss_scale
         if self.options.clip is not None:
@@ -165,88 +187,64 @@ class Trainer:
             self.optimizer.step()
         return norm, applied
 
-    def run_hooks(self) -> None:
+    def _check_finite(self) -> None:
+        """Give up where too many steps in a row were skipped; the host's one regular look at the device."""
+        skipped = self.meters.skipped_in_a_row
+        if skipped < self.options.max_skipped:
+            return
+        bad = ", ".join(self.meters.bad_levels())
+        where = f"the loss is not finite at sigma {bad}" if bad else "the loss is finite, its gradient is not"
+        raise UserError(
+            f"{skipped} steps in a row had gradients that are not finite and were skipped, up to image "
+            f"{self.nimg:,}; {where}. The weights are those before them, the checkpoints whole. Check the "
+            "data for NaN, lower optimizer.lr, or use precision=fp32."
+        )
+
+    def _run_hooks(self) -> None:
         """Run the hooks whose interval ended with this step, in their order; checkpoints come last."""
         for hook in sorted(self.hooks.values(), key=lambda hook: isinstance(hook, CheckpointHook)):
-            if hook.due(self.nimg - self.options.batch, self.nimg, self.finished):
+            if hook.due(self.nimg - self.options.batch, self.nimg):
                 hook(self)
-        self.heldout_loss = None
+
+    def _run_last_hooks(self) -> None:
+        """At the end, run the hooks that are in the middle of an interval; what they log is marked `end`."""
+        self._ended = True
+        for hook in self.hooks.values():
+            if (
+                hook.at_end
+                and hook.every is not None
+                and not hook.due(self.nimg - self.options.batch, self.nimg)
+            ):
+                hook(self)
 
     @contextmanager
     def averaged_denoiser(self) -> Iterator[NetworkDenoiser]:
         """The denoiser with its averaged weights, in evaluation mode."""
         with self.ema.swapped(self.denoiser):
-            self.denoiser.eval()
-            yield self.denoiser
-            self.denoiser.train()
+            yield self.denoiser.eval()
 
     def log(self, values: dict[str, Any]) -> None:
-        """Write values at the current nimg to every logger; only the main process does."""
-        if self.parallel.is_main:
-            for logger in self.loggers:
-                logger.log(self.nimg, values)
+        """Write values at the current nimg to every logger; only the main process has loggers."""
+        for logger in self.loggers:
+            logger.log(self.nimg, values | {"end": True} if self._ended else values)
 
     def log_image(self, name: str, image: Tensor) -> None:
-        """Write an image uint8 [C, H, W] to every logger; only the main process does."""
-        if self.parallel.is_main:
-            for logger in self.loggers:
-                logger.image(self.nimg, name, image.permute(1, 2, 0).numpy())
+        """Write an image uint8 [C, H, W] to every logger."""
+        for logger in self.loggers:
+            logger.image(self.nimg, name, image.permute(1, 2, 0).numpy())
 
     def save(self) -> None:
         """Write a checkpoint from which `resume` goes on exactly; called in every process."""
-        meters = self.meters.state()
-        if self.parallel.is_main:
-            training = {
-                "optimizer": self.optimizer.state_dict(),
-                "objective": _state_dict(self.step.objective),
-                "meters": meters,
-            }
-            state = {
-                "data": self.stream.dataset.fingerprint,
-                "stop_reason": self.stop_reason,
-                "heldout_loss": self.heldout_loss,
-                "hooks": {name: hook.state() for name, hook in self.hooks.items()},
-            }
-            save_checkpoint(
-                self.run_dir / "checkpoints",
-                self.nimg,
-                weights={"model": self.denoiser.state_dict(), **self.ema.weights()},
-                training=training,
-                state=state,
-                metadata=self.metadata,
-                keep=next(hook.keep for hook in self.hooks.values() if isinstance(hook, CheckpointHook)),
-                keep_best="heldout_loss",
-            )
-        self.parallel.barrier()
+        save_trainer(self)
 
     def resume(self) -> None:
-        """Go on from the newest whole checkpoint, if there is one; every process reads it."""
-        found = latest_checkpoint(self.run_dir / "checkpoints")
-        if found is None:
-            return
-        if found.state["data"] != self.stream.dataset.fingerprint:
-            raise UserError(
-                f"{self.run_dir} was trained on other data than {self.stream.dataset.name} holds now; choose "
-                "another run_dir, or restore the data"
-            )
-        self.nimg, self.stop_reason = found.nimg, found.state["stop_reason"]
-        load_weights(self.denoiser, found.weights("model"), str(found.path))
-        self.ema.load({name: found.weights(name) for name in self.ema.tracks()})
-        training = found.training()
-        self.optimizer.load_state_dict(training["optimizer"])
-        if isinstance(self.step.objective, nn.Module):
-            load_weights(self.step.objective, training["objective"], str(found.path))
-        self.meters.load(training["meters"])
-        for name, hook in self.hooks.items():
-            if name in found.state["hooks"]:
-                hook.load(found.state["hooks"][name])
+        """Go on from the newest whole checkpoint, if there is one; called in every process."""
+        load_trainer(self)
 
     def close(self) -> None:
-        """Close the loggers and leave the process group."""
+        """Close the loggers, let the folder go, and leave the process group."""
         for logger in self.loggers:
             logger.close()
+        if self.lock is not None:
+            self.lock.close()
         self.parallel.close()
-
-
-def _state_dict(objective: object) -> dict[str, Tensor]:
-    return objective.state_dict() if isinstance(objective, nn.Module) else {}

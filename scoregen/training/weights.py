@@ -62,19 +62,8 @@ def load_weights(module: nn.Module, tensors: Weights, source: str) -> None:
 
 
 def write_weights(path: Path, tensors: Weights, metadata: Mapping[str, str]) -> None:
-    """Write one file, there whole or not at all, in place of an older one of the same name.
-
-    Raises UserError where the disk is full.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f".tmp-{path.name}")
-    with full_disk_told(path.parent, count_bytes(tensors, path.name)):
-        try:
-            write_file(temp, serialise(tensors, metadata))
-            os.replace(temp, path)
-        finally:
-            temp.unlink(missing_ok=True)
-        fsync_folder(path.parent)
+    """Write one weights file as `write_whole` does."""
+    write_whole(path, serialise(tensors, metadata))
 
 
 def provenance() -> dict[str, str]:
@@ -120,6 +109,22 @@ def serialise(tensors: Weights, metadata: Mapping[str, str]) -> bytes:
     return to_safetensors(plain, dict(metadata))
 
 
+def write_whole(path: Path, data: bytes | memoryview) -> None:
+    """Write one file, there whole or not at all, in place of an older one of the same name; make its folder.
+
+    Raises UserError where the disk is full.
+    """
+    temp = path.with_name(f".tmp-{path.name}")
+    with full_disk_told(path.parent, len(data)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_file(temp, data)
+            os.replace(temp, path)
+        finally:
+            temp.unlink(missing_ok=True)
+        fsync_folder(path.parent)
+
+
 def write_file(path: Path, data: bytes | memoryview) -> dict[str, int | str]:
     """Write and fsync one file, its mode by the umask; its size and SHA-256."""
     with open(path, "wb") as file:
@@ -148,7 +153,8 @@ def full_disk_told(folder: Path, needed: int) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        free = shutil.disk_usage(folder).free
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        free = shutil.disk_usage(there).free
         raise UserError(
             f"The disk is full: writing to {folder} needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB "
             "are free. What was saved before is untouched; make room and give the same command again."

@@ -19,7 +19,7 @@ RUN = [
     "hooks.heldout.every=null",
     "hooks.grid.every=null",
     "hooks.checkpoint.every=64",
-    "hooks.checkpoint.keep=9",
+    "trainer.keep=9",
 ]
 
 

@@ -32,6 +32,8 @@ RESUMED = [
     ["precond=vp", "objective=denoising_vp", "optimizer=adamw"],
     ["hooks.heldout.every=32", "hooks.heldout.images=4", "hooks.heldout.levels=3"],
     ["data=moons", "network=mlp"],
+    # Neither the half nor the end falls on an interval, and no hook saves.
+    ["hooks.status.every=48", "hooks.heldout.every=80", "hooks.heldout.images=4", "hooks.checkpoint=null"],
 ]
 
 
@@ -120,7 +122,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(build: Build) -
     assert_same(after[2]["state"], before[2]["state"])
     averages = trainer.meters.read()
     assert averages["skipped"] == 1
-    assert averages["skipped_in_a_row"] == 1
+    assert trainer.meters.skipped_in_a_row == 1
     assert sum(averages["bad_by_sigma"]) == 1
     assert averages["loss"] is not None
 
@@ -174,7 +176,15 @@ def test_other_data_are_refused(build: Build, tmp_path: Path) -> None:
         build(*network, f"data.root={tmp_path / '1.npy'}")
 
 
-def test_held_out_patience_stops_a_run_and_it_stays_stopped(build: Build) -> None:
+def test_two_trainers_do_not_share_a_run_folder(build: Build) -> None:
+    first = build()
+    with pytest.raises(UserError, match="another process is training"):
+        build()
+    first.close()
+    build()
+
+
+def test_held_out_patience_stops_a_run_until_it_is_raised(build: Build) -> None:
     options = [
         "hooks.heldout.every=16",
         "hooks.heldout.images=8",
@@ -186,7 +196,10 @@ def test_held_out_patience_stops_a_run_and_it_stays_stopped(build: Build) -> Non
     assert trainer.nimg == 48
     assert "held-out" in (trainer.stop_reason or "")
     trainer.close()
-    assert build(*options).finished
+    stopped = build(*options)
+    assert stopped.finished
+    stopped.close()
+    assert not build(*options, "hooks.heldout.patience=null").finished
 
 
 def test_image_n_of_the_run_is_the_same_for_every_batch_size(build: Build, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from scoregen.evaluation.metrics import Evaluator, check_metrics
 from scoregen.evaluation.model import evaluate_model
 from scoregen.ranges import PositiveInt
-from scoregen.training.hooks import Hook
+from scoregen.training.hooks.base import Hook
 
 if TYPE_CHECKING:
     from scoregen.training.trainer import Trainer

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from scoregen.data.base import Dataset, to_model_range
+from scoregen.data.base import Batch, Dataset, to_model_range
 from scoregen.denoisers.base import Denoise, expand
 from scoregen.ranges import Positive, PositiveInt
 from scoregen.rng import BatchRng, generator
-from scoregen.training.hooks import Hook
+from scoregen.training.hooks.base import Hook
 
 if TYPE_CHECKING:
     from scoregen.training.trainer import Trainer
@@ -33,6 +33,7 @@ class HeldoutHook(Hook):
         images: size of the bank, from the test split and again from the training split.
         levels: noise levels, log-spaced in [sigma_min, sigma_max].
         draws: noise draws for each image and level.
+        batch: images at a time on one process.
         patience: evaluations without improvement after which the run stops; null never stops it.
         sigma_data: standard deviation of the data in the weight.
     """
@@ -46,11 +47,13 @@ class HeldoutHook(Hook):
         draws: PositiveInt = 4,
         sigma_min: Positive = 0.01,
         sigma_max: Positive = 50.0,
+        batch: PositiveInt = 64,
         patience: PositiveInt | None = None,
         sigma_data: Positive = 0.5,
     ) -> None:
         super().__init__(every)
-        self.images, self.draws, self.patience, self.sigma_data = images, draws, patience, sigma_data
+        self.images, self.draws, self.batch = images, draws, batch
+        self.patience, self.sigma_data = patience, sigma_data
         self.sigmas = torch.logspace(torch.tensor(sigma_min).log10(), torch.tensor(sigma_max).log10(), levels)
         self._best: Tensor | None = None
         self._stale = 0
@@ -70,8 +73,13 @@ class HeldoutHook(Hook):
                 "heldout_improved": improved,
             }
         )
-        if self.patience is not None and self._stale >= self.patience:
-            trainer.stop_reason = f"the held-out loss has not improved for {self._stale} evaluations"
+
+    @property
+    def stop_reason(self) -> str | None:
+        """That patience has run out."""
+        if self.patience is None or self._stale < self.patience:
+            return None
+        return f"the held-out loss has not improved for {self._stale} evaluations"
 
     def evaluate(self, denoiser: Denoise, data: Dataset, trainer: "Trainer") -> Tensor:
         """Weighted losses [images, levels], float64 on the CPU, the same in every process."""
@@ -79,25 +87,34 @@ class HeldoutHook(Hook):
         order = torch.randperm(len(data), generator=generator("heldout", "images"))[:count]
         mine = slice(parallel.rank * count // parallel.world, (parallel.rank + 1) * count // parallel.world)
         losses = torch.zeros(count, len(self.sigmas), dtype=torch.float64)
-        if mine.start < mine.stop:
-            batch = data.fetch(order[mine])
-            x0 = to_model_range(batch.x.to(parallel.device))
-            cond = None if batch.label is None else batch.label.to(parallel.device)
-            for level, sigma in enumerate(self.sigmas.tolist()):
-                for draw in range(self.draws):
-                    rng = BatchRng("heldout", level, draw, size=count, rows=mine)
-                    noise = rng.randn_like(x0).to(parallel.device)
-                    losses[mine, level] += self._loss(denoiser, x0, noise, sigma, cond).cpu() / self.draws
-        return parallel.sum(losses.to(parallel.device)).cpu()
+        for start in range(mine.start, mine.stop, self.batch):
+            rows = slice(start, min(start + self.batch, mine.stop))
+            losses[rows] = self._losses(denoiser, data.fetch(order[rows]), count, rows, parallel.device).cpu()
+        return parallel.sum(losses)
 
     @torch.no_grad()
+    def _losses(
+        self, denoiser: Denoise, batch: Batch, count: int, rows: slice, device: torch.device
+    ) -> Tensor:
+        """Weighted losses [rows, levels] of these images, averaged over the draws of noise."""
+        x0 = to_model_range(batch.x.to(device))
+        cond = None if batch.label is None else batch.label.to(device)
+        levels = []
+        for level, sigma in enumerate(self.sigmas.tolist()):
+            # Drawn on the CPU, so that the bank is the same on every device.
+            banks = (BatchRng("heldout", level, draw, size=count, rows=rows) for draw in range(self.draws))
+            noises = (bank.randn(*x0.shape[1:]).to(device) for bank in banks)
+            draws = [self._loss(denoiser, x0, noise, sigma, cond) for noise in noises]
+            levels.append(torch.stack(draws).mean(0))
+        return torch.stack(levels, 1)
+
     def _loss(
         self, denoiser: Denoise, x0: Tensor, noise: Tensor, sigma: float, cond: Tensor | None
     ) -> Tensor:
         levels = torch.full((len(x0),), sigma, device=x0.device)
         error = denoiser(x0 + expand(levels, x0) * noise, levels, cond) - x0
         weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
-        return weight * error.double().square().flatten(1).mean(1)
+        return weight * error.square().flatten(1).mean(1)
 
     def _judge(self, losses: Tensor) -> bool:
         """Whether losses [images] beat the best so far by more than the standard error; keep the best."""

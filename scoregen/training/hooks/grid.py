@@ -1,0 +1,45 @@
+"""Samples of the averaged model, to look at."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from scoregen.images import picture, save_png
+from scoregen.ranges import PositiveInt
+from scoregen.samplers.generate import generate
+from scoregen.training.hooks.base import Hook
+
+if TYPE_CHECKING:
+    from scoregen.training.trainer import Trainer
+
+
+class GridHook(Hook):
+    """Draw images from fixed seeds with the averaged weights: `samples/<nimg>.png`.
+
+    Args:
+        every: images between two grids.
+        count: how many images, with seeds 0 to count - 1.
+        columns: images in a row.
+        batch: images drawn at a time.
+    """
+
+    def __init__(
+        self,
+        every: PositiveInt | None = None,
+        *,
+        count: PositiveInt = 64,
+        columns: PositiveInt = 8,
+        batch: PositiveInt = 64,
+    ) -> None:
+        super().__init__(every)
+        self.count, self.columns, self.batch = count, columns, batch
+
+    def __call__(self, trainer: "Trainer") -> None:
+        if not trainer.parallel.is_main:
+            return
+        seeds, device = range(self.count), trainer.parallel.device
+        with trainer.averaged_denoiser() as denoiser:
+            drawn = list(generate(denoiser, trainer.sampler, seeds, batch=self.batch, device=device))
+        image = picture(torch.cat([samples.x for samples in drawn]).cpu(), self.columns)
+        save_png(image, trainer.run_dir / "samples" / f"{trainer.nimg:012d}.png")
+        trainer.log_image("samples", image)

@@ -1,0 +1,66 @@
+"""All that a run is, to and from a checkpoint: so a resumed run equals one that was never stopped."""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from scoregen.errors import UserError
+from scoregen.training.checkpoint import latest_checkpoint, save_checkpoint
+from scoregen.training.weights import load_weights
+
+if TYPE_CHECKING:
+    from scoregen.training.trainer import Trainer
+
+
+def save_trainer(trainer: "Trainer") -> None:
+    """Write a checkpoint of a run; every process calls it, the main one writes."""
+    meters = trainer.meters.state()
+    if trainer.parallel.is_main:
+        save_checkpoint(
+            trainer.run_dir / "checkpoints",
+            trainer.nimg,
+            weights={"model": trainer.denoiser.state_dict(), **trainer.ema.weights()},
+            training={
+                "optimizer": trainer.optimizer.state_dict(),
+                "objective": _state_dict(trainer.step.objective),
+                "meters": meters,
+            },
+            state={
+                "data": trainer.stream.dataset.fingerprint,
+                "heldout_loss": trainer.heldout_loss,
+                "hooks": {name: hook.state() for name, hook in trainer.hooks.items()},
+            },
+            metadata=trainer.metadata,
+            keep=trainer.options.keep,
+            keep_best="heldout_loss",
+        )
+    trainer.parallel.barrier()
+
+
+def load_trainer(trainer: "Trainer") -> None:
+    """Restore the newest whole checkpoint of the run folder, if there is one; every process reads it.
+
+    Raises UserError where it is of other data or of another network.
+    """
+    found = latest_checkpoint(trainer.run_dir / "checkpoints")
+    if found is None:
+        return
+    if found.state["data"] != trainer.stream.dataset.fingerprint:
+        raise UserError(
+            f"{trainer.run_dir} was trained on other data than {trainer.stream.dataset.name} holds now; "
+            "choose another run_dir, or restore the data"
+        )
+    load_weights(trainer.denoiser, found.weights("model"), str(found.path))
+    trainer.ema.load({name: found.weights(name) for name in trainer.ema.tracks()})
+    training = found.training()
+    trainer.optimizer.load_state_dict(training["optimizer"])
+    if isinstance(trainer.step.objective, nn.Module):
+        load_weights(trainer.step.objective, training["objective"], str(found.path))
+    trainer.meters.load(training["meters"])
+    for name in trainer.hooks.keys() & found.state["hooks"].keys():
+        trainer.hooks[name].load(found.state["hooks"][name])
+    trainer.nimg = found.nimg
+
+
+def _state_dict(objective: object) -> dict[str, Tensor]:
+    return objective.state_dict() if isinstance(objective, nn.Module) else {}

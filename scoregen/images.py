@@ -1,5 +1,6 @@
 """Images as uint8 tensors: quantisation, grids, PNG files, and pictures of 2-D points. Pillow only."""
 
+from io import BytesIO
 from math import ceil, sqrt
 from pathlib import Path
 
@@ -35,13 +36,20 @@ def make_grid(images: Tensor, columns: int | None = None, padding: int = 2) -> T
 
 def save_png(image: Tensor, path: str | Path) -> None:
     """Write a uint8 image [C, H, W] as PNG and make its folder; UserError unless C is 1 or 3."""
+    data = to_png(image)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(data)
+
+
+def to_png(image: Tensor) -> bytes:
+    """The PNG file of a uint8 image [C, H, W]; UserError unless C is 1 or 3."""
     from PIL import Image
 
     if image.shape[0] not in (1, 3):
-        raise UserError(f"a PNG has 1 or 3 channels, this image has {image.shape[0]}: {path}")
-    pixels = image.permute(1, 2, 0).cpu().numpy()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels[:, :, 0] if image.shape[0] == 1 else pixels).save(path, format="PNG")
+        raise UserError(f"a PNG has 1 or 3 channels, this image has {image.shape[0]}")
+    pixels, file = image.permute(1, 2, 0).cpu().numpy(), BytesIO()
+    Image.fromarray(pixels[:, :, 0] if image.shape[0] == 1 else pixels).save(file, format="PNG")
+    return file.getvalue()
 
 
 def scatter(points: Tensor, *, size: int = 512, extent: float | None = None) -> Tensor:
@@ -61,5 +69,7 @@ def scatter(points: Tensor, *, size: int = 512, extent: float | None = None) -> 
 
 
 def picture(x: Tensor, columns: int | None = None) -> Tensor:
-    """What samples [N, *shape] of the model look like: a grid of images, or a scatter plot of 2-D points."""
-    return scatter(x) if x.ndim == 2 else make_grid(to_uint8(x.cpu()), columns)
+    """What samples [N, *shape] of the model look like: a grid, or of vectors a plot of the first two axes."""
+    if x.ndim == 2:
+        return scatter(torch.nn.functional.pad(x, (0, max(2 - x.shape[1], 0)))[:, :2])
+    return make_grid(to_uint8(x.cpu()), columns)

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from scoregen.errors import UserError
-from scoregen.images import make_grid, save_png, scatter, to_uint8
+from scoregen.images import make_grid, picture, save_png, scatter, to_uint8
 
 LEVELS = torch.arange(256, dtype=torch.uint8)
 
@@ -59,3 +59,10 @@ def test_points_darken_their_pixel_and_y_points_up() -> None:
     expected[0, 0, 0], expected[0, 1, 3] = 94, 35  # 255 exp(-1), 255 exp(-2)
     assert torch.equal(picture, expected)
     assert (scatter(points[:2], size=64) < 255).sum() == 2
+
+
+def test_vectors_of_any_length_are_pictured_by_their_first_two_axes() -> None:
+    points = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(picture(points), scatter(points[:, :2]))
+    on_a_line = torch.stack([points[:, 0], torch.zeros(20)], 1)
+    assert torch.equal(picture(points[:, :1]), scatter(on_a_line))

@@ -5,10 +5,17 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from scoregen.errors import UserError
 
 DONE, DEFECT, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+# What a folder or file of the user's can do to a program that works.
+PLACES = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
+    errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 def run_entry(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
@@ -26,11 +33,24 @@ def run_entry(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None =
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; give the same command again", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        where = error.filename or "a file"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"no space left to write {where}; free some and run again"
+        elif error.errno in PLACES and error.filename:
+            message = f"{where}: {error.strerror}; choose another place, or repair this one, and run again"
+        else:
             raise
-        where = error.filename or "the run folder"
-        print(f"error: no space left to write {where}; free some and run again", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return WRONG_INPUT
+
+
+def check_writable(file: Path) -> None:
+    """UserError where `file` cannot be written; to be asked before any work is done for it."""
+    there = next(path for path in (file, *file.absolute().parents) if path.exists())
+    if not (there.is_file() if there == file else there.is_dir()):
+        raise UserError(f"{file} cannot be written: {there} is in the way; choose another place")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{file} cannot be written: {there} is not writable; choose another place")

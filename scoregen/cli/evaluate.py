@@ -9,7 +9,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from scoregen import config
-from scoregen.cli.entry import DONE, run_entry
+from scoregen.cli.entry import DONE, check_writable, run_entry
 from scoregen.cli.sample import add_sampler_flags, choose_sampler, describe_sampler, sampler_manifest
 from scoregen.errors import UserError
 
@@ -70,16 +70,21 @@ def _evaluate(argv: Sequence[str]) -> int:
     for flag in ("num", "repeats"):
         if getattr(args, flag) < 1:
             raise UserError(f"--{flag} {getattr(args, flag)}: at least 1")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: at least 0")
     from scoregen.cli.source import find_source
     from scoregen.evaluation.metrics import Evaluator, check_metrics
     from scoregen.parallel import Parallel
-    from scoregen.training.evaluate import REFERENCES
+    from scoregen.training.hooks.evaluate import REFERENCES
 
     metrics = args.metrics.split(",")
     check_metrics(metrics)
     parallel = Parallel(args.device or "auto")
     source = find_source(args.run, parallel.device)
     sampler = choose_sampler(source, args)
+    out = Path(args.out) if args.out else (source.run_dir or Path()) / "metrics.json"
+    check_writable(out)
+    _earlier_records(out)
     if parallel.is_main:
         cost = (
             f"{args.repeats} x {args.num:,} images: {args.repeats * args.num * sampler.nfe():,} evaluations"
@@ -95,7 +100,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     )
     repeats = [_repeat(evaluator, source, sampler, args, parallel, k) for k in range(args.repeats)]
     if parallel.is_main:
-        _report(repeats, source, sampler, args)
+        _report(repeats, source, sampler, args, out)
     parallel.close()
     return DONE
 
@@ -143,12 +148,28 @@ def _repeat(
     )
 
 
+def _earlier_records(file: Path) -> list[dict[str, Any]]:
+    """The results that the file holds already; UserError where it holds something else."""
+    try:
+        records = json.loads(file.read_bytes()) if file.exists() else []
+    except ValueError:
+        records = None
+    if not isinstance(records, list):
+        raise UserError(f"{file} holds no list of results: move it away, or choose another --out")
+    return records
+
+
 def _report(
-    repeats: list[dict[str, "Result"]], source: "Source", sampler: "Sampler", args: argparse.Namespace
+    repeats: list[dict[str, "Result"]],
+    source: "Source",
+    sampler: "Sampler",
+    args: argparse.Namespace,
+    out: Path,
 ) -> None:
     """Print the table and add the records to the file of results."""
-    out = Path(args.out) if args.out else (source.run_dir or Path()) / "metrics.json"
-    records = json.loads(out.read_text()) if out.exists() else []
+    from scoregen.training.weights import write_whole
+
+    records = _earlier_records(out)
     print(f"\n{'metric':<16}{'mean':>12}{'min':>12}{'max':>12}{'n':>10}  repeats")
     for name, first in repeats[0].items():
         values = [results[name].value for results in repeats]
@@ -167,6 +188,5 @@ def _report(
                 **sampler_manifest(sampler),
             }
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(records, indent=1) + "\n")
+    write_whole(out, (json.dumps(records, indent=1) + "\n").encode())
     print(f"wrote {out}")

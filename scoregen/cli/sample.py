@@ -2,14 +2,16 @@
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from io import BytesIO
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scoregen import __version__, config
-from scoregen.cli.entry import DONE, run_entry
+from scoregen.cli.entry import DONE, check_writable, run_entry
 from scoregen.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from scoregen.parallel import Parallel
     from scoregen.samplers.base import Sampler
     from scoregen.samplers.generate import Samples
+
+MOST_SEEDS = 10_000_000  # the samples of one call are held in memory
 
 EPILOG = """\
 examples:
@@ -69,13 +73,16 @@ def parse_seeds(text: str) -> list[int]:
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise UserError(
                 f"--seeds {text}: '{part}' is no seed or range; write for example 0-63 or 5,17,30"
             )
-        seeds += range(int(first), int(last if dash else first) + 1)
-    if repeated := sorted({seed for seed in seeds if seeds.count(seed) > 1}) if len(seeds) < 10_000 else []:
-        raise UserError(f"--seeds {text}: {repeated[0]} is named more than once")
+        named = range(int(first), int(last if dash else first) + 1)
+        if named.stop > 2**63 or len(seeds) + named.stop - named.start > MOST_SEEDS:
+            raise UserError(f"--seeds {text}: at most {MOST_SEEDS:,} seeds at once, each below 2^63")
+        seeds += named
+    if repeated := [seed for seed, times in Counter(seeds).items() if times > 1]:
+        raise UserError(f"--seeds {text}: {min(repeated)} is named more than once")
     return seeds
 
 
@@ -114,6 +121,7 @@ def _sample(argv: Sequence[str]) -> int:
     parallel = Parallel(args.device or "auto")
     source = find_source(args.run, parallel.device)
     sampler = choose_sampler(source, args)
+    check_writable(Path(args.out) / "samples.npz")
     if parallel.is_main:
         print(f"{source.description}\n{describe_sampler(sampler)}", flush=True)
     samples = _draw(source, sampler, seeds, args, parallel)
@@ -156,10 +164,9 @@ def _write(out: Path, source: "Source", sampler: "Sampler", samples: "Samples") 
     """grid.png, samples.npz and manifest.json."""
     import numpy as np
 
-    from scoregen.images import picture, save_png
+    from scoregen.images import picture, to_png
+    from scoregen.training.weights import write_whole
 
-    out.mkdir(parents=True, exist_ok=True)
-    save_png(picture(samples.x), out / "grid.png")
     arrays: dict[str, Any] = {"seeds": np.array(samples.seeds)}
     if samples.x.ndim == 4:
         arrays["images"] = samples.images.permute(0, 2, 3, 1).numpy()
@@ -167,11 +174,14 @@ def _write(out: Path, source: "Source", sampler: "Sampler", samples: "Samples") 
         arrays["points"] = samples.x.numpy()
     if samples.labels is not None:
         arrays["labels"] = samples.labels.numpy()
-    np.savez(out / "samples.npz", **arrays)
+    packed = BytesIO()
+    np.savez(packed, **arrays)
     manifest = {
         **source.manifest,
         **sampler_manifest(sampler),
         "seeds": list(samples.seeds),
         "scoregen": __version__,
     }
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    write_whole(out / "samples.npz", packed.getbuffer())
+    write_whole(out / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    write_whole(out / "grid.png", to_png(picture(samples.x)))

@@ -1,6 +1,7 @@
 """The body of train.py: compose -> validate -> build -> run."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -80,7 +81,7 @@ def _run(cfg: DictConfig) -> int:
         if trainer.parallel.is_main:
             write_summary(trainer.run_dir, trainer.nimg, trainer.stop_reason)
         say(f"done: {trainer.stop_reason or f'{trainer.nimg:,} images'}")
-        say(f"next: python sample.py --run {trainer.run_dir}")
+        say(f"next: python sample.py --run {shlex.quote(str(trainer.run_dir))}")
         return DONE
     finally:
         trainer.close()

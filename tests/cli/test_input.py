@@ -1,6 +1,8 @@
 """Bad input of the entries: one clear message, exit code 2, no traceback, and nothing written or lost."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -141,6 +143,12 @@ def test_sample_refuses_bad_requests_and_writes_nothing(call: Run, tmp_path: Pat
         (["s_chrun=4"], "did you mean s_churn?"),
         (["--seeds", "5-3"], "no seed or range"),
         (["--seeds", "1,1"], "more than once"),
+        (["--seeds", "0-20000,5"], "5 is named more than once"),
+        (["--seeds", "\u00b2"], "no seed or range"),
+        (["--seeds", str(2**63)], "below 2^63"),
+        (["--seeds", "0-99999999999"], "at most 10,000,000"),
+        (["--out", "foreign.safetensors"], "foreign.safetensors is in the way"),
+        (["grid=null"], "sampler.grid=None"),
         (["--class", "11"], "class 11"),
         (["--batch", "0"], "batch=0"),
         (["--nfe", "0"], "at least 1 network evaluation"),
@@ -157,6 +165,8 @@ def test_evaluate_refuses_bad_requests(call: Run) -> None:
         (["--metrics", "fdi"], "did you mean fid?"),
         (["--metrics", "fid", "--inception-weights", "nowhere.pth"], "nowhere.pth"),
         (["--num", "0"], "--num 0"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--out", "."], "is in the way"),
         (["--num", "1"], "at least 2 images"),
         (["--reference", "nowhere"], "no such file or folder"),
         (["--reference", "nowhere.npz"], "nowhere.npz"),
@@ -193,3 +203,41 @@ def test_an_image_is_the_same_alone_and_among_others_and_for_every_batch(call: R
     whole = images["0-15", "64"]
     for some in images.values():
         assert all(np.abs(image - whole[seed]).max() <= 1 for seed, image in some.items())
+
+
+@pytest.mark.parametrize("content", ["{torn", "{}"])
+def test_results_that_cannot_be_added_to_are_refused_before_any_work_and_kept(
+    call: Run, tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "metrics.json").write_text(content)
+    done = call("evaluate.py", "--num", "4", "--steps", "1")
+    assert_refused(done, "metrics.json holds no list of results")
+    assert done.stdout == ""
+    assert (tmp_path / "metrics.json").read_text() == content
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_results_that_cannot_be_written_leave_those_before_them(
+    call: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    commands = [["sample.py", "--seeds", "0-3"], ["evaluate.py", "--num", "4", "--out", "out/metrics.json"]]
+    assert all(call(*command, "--steps", "1").returncode == 0 for command in commands)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def fail(file: int) -> None:
+        raise OSError(code, os.strerror(code), "out")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    for command in commands:
+        assert_refused(call(*command, "--steps", "2"), "out")
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_an_interrupt_is_told_in_one_line(call: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scoregen.cli.sample.parse_seeds", interrupt)
+    done = call("sample.py")
+    assert done.returncode == 130
+    assert done.stderr == "interrupted; give the same command again\n"

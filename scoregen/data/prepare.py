@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from scoregen.cli.entry import DONE, run_entry
 from scoregen.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,13 +52,12 @@ class Item(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exit code 0, or 2 with one message if the input is wrong."""
-    args = _parser().parse_args(argv)
-    try:
-        print(prepare(args))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_entry(_prepare, argv)
+
+
+def _prepare(argv: Sequence[str]) -> int:
+    print(prepare(_parser().parse_args(argv)))
+    return DONE
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -44,7 +44,11 @@ def _identify(data: bytes, where: str) -> "Image":
     try:
         return Image.open(io.BytesIO(data), formats=[hint] if hint else None)
     except UnidentifiedImageError:
+        pass
+    try:
         return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise UnidentifiedImageError(f"{len(data):,} bytes of no known image format") from error
 
 
 def pixels(image: "Image", where: str) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from scoregen.errors import UserError
 
 LABEL_FILE = "dataset.json"
+MOST_CLASSES = 100_000  # where dataset.json does not name them
 SPLITS = {"train", "test"}
 
 
@@ -181,6 +182,9 @@ def parse_labels(content: Any, where: str, images: Sequence[str]) -> Listing:
         raise UserError(f'{where} must be {{"labels": [[file, class], ...], "class_names": [...]}}')
     if content["labels"] is None:
         return Listing(tuple(images))
+    for key, value in (("labels", content["labels"]), ("class_names", content.get("class_names") or [])):
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{where}: {key} must be a list, got {value!r}")
     class_names = tuple(map(str, content.get("class_names") or ()))
     known, names, labels = set(images), [], []
     for row in content["labels"]:
@@ -189,8 +193,8 @@ def parse_labels(content: Any, where: str, images: Sequence[str]) -> Listing:
         name, label = str(row[0]), row[1]
         if name not in known:
             raise UserError(f"{where} lists {name}, which is not there")
-        if label < 0 or (class_names and label >= len(class_names)):
-            allowed = f"0 to {len(class_names) - 1}" if class_names else "0 or more"
+        if not 0 <= label < (len(class_names) or MOST_CLASSES):
+            allowed = f"0 to {(len(class_names) or MOST_CLASSES) - 1}"
             raise UserError(f"{where}: {name} has label {label}, allowed are {allowed}")
         names.append(name)
         labels.append(label)

@@ -45,6 +45,8 @@ def test_every_choice_of_every_group_is_valid(choice: str) -> None:
         ("optimizer.betas=[0.9]", "optimizer.betas"),
         ("trianer.batch=3", "did you mean trainer?"),
         ("trainer=3", "a group of keys, not a value"),
+        ("trainer=null", "trainer=null: is needed"),
+        ("sampler.grid=null", "sampler.grid=None: SigmaGrid is expected"),
         ("network._target_=scoregen.networks.Unet", "cannot be imported"),
         ("network._target_=os.nothing.Here", "cannot be imported"),
         ("seed", "write key=value"),
@@ -52,6 +54,10 @@ def test_every_choice_of_every_group_is_valid(choice: str) -> None:
 )
 def test_each_mistake_is_named_with_what_is_allowed(override: str, said: str) -> None:
     assert said in problems_of(override)
+
+
+def test_a_group_that_does_not_exist_is_told_once() -> None:
+    assert problems_of("trianer.batch=3").startswith("1 problem")
 
 
 def test_all_mistakes_are_told_at_once() -> None:

@@ -1,6 +1,26 @@
 """Samplers: what `conf/sampler` may name."""
 
+from scoregen.samplers.adams import DEISSampler, LMSSampler
+from scoregen.samplers.ancestral import DDIMSampler, EulerAncestralSampler
 from scoregen.samplers.base import Sampler
 from scoregen.samplers.edm import EulerSampler, HeunSampler
+from scoregen.samplers.multistep import DPMpp2MSampler, DPMpp2MSDESampler, DPMpp3MSampler
+from scoregen.samplers.scheduler_adapter import SchedulerSampler
+from scoregen.samplers.singlestep import DPM2Sampler, DPMpp2SSampler
+from scoregen.samplers.unipc import UniPCSampler
 
-SAMPLERS: dict[str, type[Sampler]] = {"euler": EulerSampler, "heun": HeunSampler}
+SAMPLERS: dict[str, type[Sampler]] = {
+    "euler": EulerSampler,
+    "heun": HeunSampler,
+    "dpm_2": DPM2Sampler,
+    "dpmpp_2s": DPMpp2SSampler,
+    "dpmpp_2m": DPMpp2MSampler,
+    "dpmpp_3m": DPMpp3MSampler,
+    "dpmpp_2m_sde": DPMpp2MSDESampler,
+    "unipc": UniPCSampler,
+    "lms": LMSSampler,
+    "deis": DEISSampler,
+    "ddim": DDIMSampler,
+    "euler_ancestral": EulerAncestralSampler,
+    "scheduler": SchedulerSampler,
+}

@@ -1,7 +1,7 @@
 """What every sampler is: hyper-parameters, and `iterate`, which walks a grid of noise levels."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -40,6 +40,7 @@ class Sampler(ABC):
     state_dtype: Literal["float32", "float64"] = "float32"
 
     order: ClassVar[float | None]  # of convergence on a smooth denoiser; None where noise is added
+    reference: ClassVar[str] = ""  # authors, year, arXiv id
 
     @abstractmethod
     def integrate(
@@ -55,6 +56,11 @@ class Sampler(ABC):
     @abstractmethod
     def nfe(self, steps: int | None = None) -> int:
         """Evaluations of the denoiser per sample in N = steps steps, by default its own."""
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the initial noise alone determines the sample."""
+        return self.order is not None
 
     def sigmas(self, denoiser: Denoiser) -> list[float]:
         """The levels sigma_0 > ... > sigma_N = 0 for a denoiser; UserError where its range is elsewhere."""
@@ -108,3 +114,29 @@ def round_sigmas(denoiser: Denoiser, sigmas: Sequence[float]) -> list[float]:
 def level_tensor(sigmas: Sequence[float], x: Tensor) -> Tensor:
     """The levels [N + 1] in the dtype and on the device of x: one transfer for a whole trajectory."""
     return torch.tensor(sigmas, dtype=x.dtype, device=x.device)
+
+
+def draw_like(x: Tensor, rng: Rng | None) -> Tensor:
+    """Standard normals for each sample of x [B, ...]; ValueError where there is nothing to draw from."""
+    if rng is None:
+        raise ValueError("this sampler adds noise: give it an rng")
+    return rng.randn_like(x)
+
+
+def combine(decay: float, x: Tensor, weights: Sequence[float], terms: Iterable[Tensor]) -> Tensor:
+    """decay x + sum_j weights[j] terms[j], as a new tensor; weights may be fewer than terms."""
+    out = x * decay
+    for weight, term in zip(weights, terms, strict=False):
+        out.add_(term, alpha=weight)
+    return out
+
+
+def count_usable(sigmas: Sequence[float], i: int, most: int) -> int:
+    """How many of the levels i, i - 1, ... are distinct, at most `most`: what a multistep rule may look at.
+
+    A denoiser with a table of levels may round two neighbours to one.
+    """
+    count = 1
+    while count < min(most, i + 1) and sigmas[i - count] > sigmas[i - count + 1]:
+        count += 1
+    return count

@@ -29,6 +29,7 @@ class EulerSampler(Sampler):
     """First order: x' = x + (sigma' - sigma) (x - D(x; sigma)) / sigma; also known as DDIM."""
 
     order: ClassVar[float | None] = 1.0
+    reference: ClassVar[str] = "Karras et al. 2022, arXiv 2206.00364"
 
     def nfe(self, steps: int | None = None) -> int:
         """N."""
@@ -75,6 +76,12 @@ class HeunSampler(Sampler):
     s_noise: NonNegative = 1.0
 
     order: ClassVar[float | None] = 2.0
+    reference: ClassVar[str] = "Karras et al. 2022, arXiv 2206.00364, algorithm 2"
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether nothing is churned."""
+        return self.s_churn == 0
 
     def nfe(self, steps: int | None = None) -> int:
         """2 N - 1."""

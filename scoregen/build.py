@@ -18,6 +18,7 @@ from scoregen.denoisers.network import NetworkDenoiser
 from scoregen.errors import UserError
 from scoregen.parallel import Parallel
 from scoregen.rng import derive_seed
+from scoregen.training.checkpoint import latest_checkpoint
 from scoregen.training.hooks import HeldoutHook, Hook
 from scoregen.training.lock import FolderLock
 from scoregen.training.loggers import JSONLLogger, Logger
@@ -147,10 +148,8 @@ def _needs_heldout(hooks: dict[str, Hook]) -> bool:
 
 def _check_same_run(cfg: DictConfig, run_dir: Path) -> None:
     """Refuse to go on with a run whose configuration differs in more than what may change."""
-    saved = run_dir / CONFIG
-    if not (run_dir / "checkpoints").is_dir() or not saved.is_file():
-        return
-    changes = config.diff(config.from_yaml(saved.read_text()), cfg, ignore=config.MUTABLE)
+    saved = _saved_config(run_dir)
+    changes = [] if saved is None else config.diff(saved, cfg, ignore=config.MUTABLE)
     if changes:
         raise UserError(
             f"{run_dir} holds a run with another configuration:\n  "
@@ -159,8 +158,21 @@ def _check_same_run(cfg: DictConfig, run_dir: Path) -> None:
         )
 
 
+def _saved_config(run_dir: Path) -> DictConfig | None:
+    """The configuration of the run in a folder; from its weights where the file is damaged; None without."""
+    if not (run_dir / "checkpoints").is_dir():
+        return None
+    try:
+        return config.from_yaml((run_dir / CONFIG).read_text(), CONFIG)
+    except (OSError, ValueError):
+        found = latest_checkpoint(run_dir / "checkpoints")
+        return None if found is None else config.from_yaml(found.metadata("ema")["config"], str(found.path))
+
+
 def _warn_sigma_data(cfg: DictConfig, data: Dataset) -> None:
     measured = measure(data, limit=STATS_LIMIT).std
+    if measured == 0:
+        raise UserError(f"all values of {data.name} are equal: there is nothing to learn")
     if abs(cfg.sigma_data / measured - 1) > SIGMA_DATA_TOLERANCE:
         log.warning(
             "sigma_data=%g, but the standard deviation of %s is %.3f in [-1, 1]: consider sigma_data=%.2f",

@@ -5,7 +5,7 @@ Hydra's composition; single values (`trainer.batch=64`) are set afterwards, so t
 no quoting. Nothing below the entries reads a configuration: constructors take typed arguments.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from scoregen.errors import UserError
 
@@ -147,11 +148,52 @@ def to_yaml(cfg: DictConfig) -> str:
     return str(OmegaConf.to_yaml(cfg, resolve=True))
 
 
-def from_yaml(text: str) -> DictConfig:
-    """The configuration in YAML text written by `to_yaml`."""
-    cfg = OmegaConf.create(text)
-    assert isinstance(cfg, DictConfig)
-    return cfg
+def from_yaml(text: str, source: str) -> DictConfig:
+    """The configuration in YAML text written by `to_yaml`; UserError, naming `source`, for any other text."""
+    try:
+        cfg = OmegaConf.create(text)
+        if isinstance(cfg, DictConfig) and "trainer" in to_container(cfg):
+            return cfg
+    except (YAMLError, OmegaConfBaseException):
+        pass
+    raise UserError(f"{source} is damaged, or no configuration that train.py has written")
+
+
+def refuse_foreign(cfg: DictConfig, source: str) -> None:
+    """UserError where a configuration from outside names code that conf/ does not and scoregen has not.
+
+    A weights file is data: it must not choose what runs when it is read.
+    """
+    known = {target for path in conf_dir().glob("*/*.yaml") for target in _targets(OmegaConf.load(path))}
+    foreign = {target for target in _targets(cfg) if target not in known and not _is_ours(target)}
+    if foreign:
+        raise UserError(
+            f"{source}: its configuration names {', '.join(sorted(foreign))}, which neither is a class of "
+            "scoregen nor stands in conf/; a weights file may not run code. If it is yours, name it in conf/"
+        )
+
+
+def _targets(node: Any) -> Iterator[str]:
+    """Everything that `instantiate` would call."""
+    if isinstance(node, DictConfig | ListConfig):
+        node = OmegaConf.to_container(node)
+    if isinstance(node, Mapping):
+        yield from (str(value) for key, value in node.items() if key == "_target_")
+        node = list(node.values())
+    if isinstance(node, list):
+        for item in node:
+            yield from _targets(item)
+
+
+def _is_ours(target: str) -> bool:
+    """Whether it is a class of scoregen, or was one that has moved since."""
+    if not target.startswith("scoregen."):
+        return False
+    try:
+        found = locate(target)
+    except (ImportError, AttributeError):
+        return True
+    return isinstance(found, type) and found.__module__.startswith("scoregen.")
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:

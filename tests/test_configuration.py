@@ -81,9 +81,37 @@ def test_values_are_taken_as_written(value: str) -> None:
 
 def test_saved_configurations_are_read_back_equal() -> None:
     cfg, _ = config.compose(["experiment=cifar_edm", "seed=3"])
-    again = config.from_yaml(config.to_yaml(cfg))
+    again = config.from_yaml(config.to_yaml(cfg), "here")
     assert config.to_container(again) == config.to_container(cfg)
     assert config.diff(cfg, again) == []
+
+
+@pytest.mark.parametrize("text", ["", "hello", "- a", "a: [1", "trainer: ${b}", "a: 1", "\0"])
+def test_text_that_is_no_configuration_is_refused_by_its_file(text: str) -> None:
+    with pytest.raises(UserError, match="x is damaged"):
+        config.from_yaml(text, "x")
+
+
+def test_every_choice_may_stand_in_a_weights_file() -> None:
+    for choice in CHOICES:
+        config.refuse_foreign(config.compose([choice])[0], "here")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "precond._target_=os.system",
+        "network.anything=[{_target_: torch.load, f: x}]",
+        "data.deep.down._target_=scoregen.training.weights.write_file",
+        "sampler._target_=scoregen.training.lock.Path",
+    ],
+)
+def test_a_weights_file_may_not_choose_code(override: str) -> None:
+    cfg, problems = config.compose([override])
+    assert problems == []
+    target = override.split("_target_")[1].strip("=: ").split(",")[0]
+    with pytest.raises(UserError, match=target):
+        config.refuse_foreign(cfg, "here")
 
 
 def test_the_difference_names_each_changed_key_but_the_ignored() -> None:

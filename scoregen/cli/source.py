@@ -58,7 +58,8 @@ def load_source(path: Path, device: torch.device) -> Source:
         raise UserError(
             f"{weights} does not say which network it is of; give weights that train.py has written"
         )
-    cfg = config.from_yaml(metadata["config"])
+    cfg = config.from_yaml(metadata["config"], str(weights))
+    config.refuse_foreign(cfg, str(weights))
     denoiser = build_denoiser(cfg, ModelSpec.from_json(metadata["model"]))
     load_weights(denoiser, tensors, str(weights))
     digest, nimg = weights_hash(weights), int(metadata.get("nimg", 0))

@@ -76,6 +76,10 @@ class Checkpoint:
             )
         return read_weights(file)[0]
 
+    def metadata(self, stem: str) -> dict[str, str]:
+        """Read the metadata of `<stem>.safetensors`."""
+        return read_weights(self.path / f"{stem}.safetensors")[1]
+
     def training(self) -> dict[str, Any]:
         """Read optimizer.pt to the CPU; only tensors and plain containers can come out of it."""
         file = self.path / "optimizer.pt"

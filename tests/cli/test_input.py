@@ -117,6 +117,11 @@ def test_data_that_are_not_finite_or_not_there_are_refused(call: Run, tmp_path: 
     assert not (tmp_path / "x").exists()
 
 
+def test_data_without_any_variation_are_refused(call: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "grey.npy", np.full((20, 8, 8), 7, dtype=np.uint8))
+    assert_refused(call("train.py", *TINY, "data=npz", "data.root=grey.npy"), "all values of grey are equal")
+
+
 def test_a_run_of_another_architecture_is_refused_and_kept(call: Run, tmp_path: Path) -> None:
     small = [*TINY, "trainer.total=64"]
     assert call("train.py", *small, "run_dir=x").returncode == 0
@@ -129,14 +134,44 @@ def test_a_run_of_another_architecture_is_refused_and_kept(call: Run, tmp_path: 
     assert "x is finished at 64 images" in finished.stdout
 
 
+@pytest.mark.parametrize(
+    "content", [None, b"", b"\xff\xfe", b"a: [1"], ids=["gone", "empty", "bytes", "torn"]
+)
+def test_a_run_with_a_damaged_config_goes_by_the_one_in_its_weights(
+    call: Run, tmp_path: Path, content: bytes | None
+) -> None:
+    small, file = [*TINY, "trainer.total=32", "run_dir=x"], tmp_path / "x/config.yaml"
+    assert call("train.py", *small).returncode == 0
+    whole = file.read_text()
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    assert_refused(call("train.py", *small, "seed=1"), "seed: 0 -> 1")
+    assert call("train.py", *small, "trainer.total=64").returncode == 0
+    assert file.read_text() == whole.replace("total: 32", "total: 64")
+
+
+def test_a_folder_under_another_name_is_the_same_run(call: Run, tmp_path: Path) -> None:
+    small = [*TINY, "trainer.total=32"]
+    assert call("train.py", *small, "run_dir=x").returncode == 0
+    (tmp_path / "x").rename(tmp_path / "y")
+    assert "y is finished at 32 images" in call("train.py", *small, f"run_dir={tmp_path / 'y'}").stdout
+
+
 def test_sample_refuses_bad_requests_and_writes_nothing(call: Run, tmp_path: Path) -> None:
     foreign = tmp_path / "foreign.safetensors"
     save_file({"w": torch.zeros(1)}, foreign)
+    config = {
+        "config": "trainer: {}\nprecond: {_target_: os.mkdir, path: run}\n",
+        "model": '{"shape": [1, 8, 8]}',
+    }
+    save_file({"w": torch.zeros(1)}, tmp_path / "code.safetensors", config)
     pickled = tmp_path / "pickled.safetensors"
     torch.save({"w": torch.zeros(1)}, pickled)
     requests = [
         (["--run", "nowhere"], "no such folder or file"),
         (["--run", "foreign.safetensors"], "does not say which network"),
+        (["--run", "code.safetensors"], "os.mkdir"),
         (["--run", "pickled.safetensors"], "pickle"),
         (["--sampler", "huen"], "did you mean heun?"),
         (["--steps", "0"], "steps=0"),
@@ -158,6 +193,7 @@ def test_sample_refuses_bad_requests_and_writes_nothing(call: Run, tmp_path: Pat
     for request, said in requests:
         assert_refused(call("sample.py", *request), said)
     assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_evaluate_refuses_bad_requests(call: Run) -> None:

@@ -1,15 +1,22 @@
 """The training set itself as a denoiser."""
 
-from math import inf
+from collections.abc import Iterator
+from math import inf, log, sqrt
 
 import torch
 from torch import Tensor, nn
 
+from scoregen.data.base import to_model_range
 from scoregen.denoisers.base import Cond
-from scoregen.denoisers.mixture import count_classes, log_membership
-from scoregen.ranges import PositiveInt
+from scoregen.denoisers.mixture import count_classes
+from scoregen.denoisers.rows import Rows, as_rows
+from scoregen.ranges import Positive
 
 _SIGMA_TINY = 1e-12  # below it the denoiser is its limit, the nearest neighbour
+_DROPPED = 1e-6  # of the posterior mass at most is left out
+_NEGLIGIBLE = -80.0  # logits below it would only slow the processor down with denormal numbers
+_FEW = 96  # rows of a query that are summed one by one
+_KNOWN = 4e-4  # nats by which weights may typically be off where many rows share the mass
 
 
 class EmpiricalDenoiser(nn.Module):
@@ -17,14 +24,15 @@ class EmpiricalDenoiser(nn.Module):
 
     D(x; sigma) = sum_i softmax_i(-||x - x_i||^2 / (2 sigma^2)) x_i
 
-    Given a class, x0 is of the data of that class. Distances and sums are float64 matrix products, because
-    the expanded square in float32 is wrong by tens of nats at small sigma; a running log-sum-exp over
-    chunks of the data bounds the memory to chunk (d + B) numbers beside the data.
+    Given a class, x0 is of the data of that class, and only these are visited. Queries in float64 are
+    computed in float64 throughout; others to well within 1e-4, by matrix products of known error, which tell
+    the rows that can matter: where these are few, they are summed by direct differences, and where they are
+    many, all rows are, by another matrix product.
 
     Args:
-        data: [N, *shape] in the model's range, of any floating dtype; kept as it is.
+        data: [N, *shape], uint8 levels of images or floats in the model's range; kept sorted by class.
         labels: class ids int64 [N]; None is unconditional.
-        chunk: data rows a time.
+        memory: working memory in MiB, beside the data and one copy of them.
 
     Raises:
         UserError: for labels that skip a class.
@@ -33,29 +41,100 @@ class EmpiricalDenoiser(nn.Module):
     """
 
     data: Tensor
-    labels: Tensor | None
+    order: Tensor
 
-    def __init__(self, data: Tensor, labels: Tensor | None = None, *, chunk: PositiveInt = 4096) -> None:
+    def __init__(self, data: Tensor, labels: Tensor | None = None, *, memory: Positive = 256.0) -> None:
         super().__init__()
         self.shape, self.num_classes = tuple(data.shape[1:]), count_classes(labels)
         self.sigma_min, self.sigma_max = 0.0, inf
-        self.chunk = chunk
-        self.register_buffer("data", data)
-        self.register_buffer("labels", labels)
+        self.memory = memory
+        order = torch.arange(len(data)) if labels is None else labels.argsort(stable=True)
+        self.register_buffer("data", data if labels is None else data[order])
+        self.register_buffer("order", order)
+        counts = [] if labels is None else labels.bincount().tolist()
+        ends = torch.tensor([0, *counts]).cumsum(0).tolist()
+        self._rows: tuple[Tensor, Rows] | None = None
+        self.parts = [slice(*ends[i : i + 2]) for i in range(len(counts))] + [slice(0, len(data))]
+
+    @property
+    def rows(self) -> Rows:
+        """The data as an operand, made when first asked for and again after a move to another device."""
+        if self._rows is None or self._rows[0] is not self.data:
+            self._rows = (self.data, as_rows(self.data.flatten(1)))
+        return self._rows[1]
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
         """E[x0 | x] for x [B, *shape], sigma [] or [B], cond [B]."""
-        query = x.flatten(1).double()
-        variance = sigma.double().reshape(-1, 1).clamp(min=_SIGMA_TINY).square()
+        query, out = x.flatten(1), torch.empty_like(x.flatten(1))
+        sigma = sigma.double().expand(len(x)).clamp(min=_SIGMA_TINY)
+        for part, members in self.groups(len(x), cond):
+            denoise = self._in_float64 if x.dtype == torch.float64 else self._in_float32
+            for block in members.split(self._block(part)):
+                out[block] = denoise(query[block], sigma[block], part).to(x.dtype)
+        return out.reshape(x.shape)
+
+    def groups(self, count: int, cond: Cond) -> Iterator[tuple[slice, Tensor]]:
+        """The rows of each class that is asked for, and the indices of the queries that ask."""
+        everything = torch.arange(count, device=self.data.device)
+        if cond is None or not self.num_classes:
+            yield self.parts[-1], everything
+            return
+        for label in cond.unique().tolist():
+            yield self.parts[label], everything[cond == label]
+
+    def _block(self, part: slice) -> int:
+        """How many queries the working memory holds, at 16 bytes a query and row."""
+        return max(1, int(self.memory * 2**16 / (part.stop - part.start)))
+
+    def _in_float64(self, query: Tensor, sigma: Tensor, part: slice) -> Tensor:
+        """The running log-sum-exp over chunks of rows, in float64: [b, d]."""
+        variance = sigma[:, None].square()
         top = torch.full_like(query[:, :1], torch.finfo(torch.float64).min)
         mass, total = torch.zeros_like(top), torch.zeros_like(query)
-        for start in range(0, len(self.data), self.chunk):
-            rows = self.data[start : start + self.chunk].flatten(1).double()
-            labels = None if self.labels is None else self.labels[start : start + self.chunk]
+        chunk = max(1, int(self.memory * 2**20 / 8 / (query.shape[1] + 2 * len(query))))
+        for data in self.data[part].split(chunk):
+            rows = to_model_range(data.flatten(1)).double()
             logits = (query @ rows.T - rows.square().sum(1) / 2) / variance  # less a constant of the query
-            logits = logits + log_membership(cond, labels, self.num_classes)
             new_top = torch.maximum(top, logits.amax(1, keepdim=True))
             weights, keep = (logits - new_top).exp(), (top - new_top).exp()
             mass = mass * keep + weights.sum(1, keepdim=True)
             total, top = total * keep + weights @ rows, new_top
-        return (total / mass).reshape(x.shape).to(x.dtype)
+        return total / mass
+
+    def _in_float32(self, query: Tensor, sigma: Tensor, part: slice) -> Tensor:
+        """Refine similarities until few rows can matter or the weights of many are known well: [b, d]."""
+        out = torch.empty(query.shape, device=query.device)
+        query, variance, todo = query.float(), sigma.square().float(), torch.arange(len(query))
+        reach = log((part.stop - part.start) / _DROPPED)
+        similar = self.rows.similarities(query, part)
+        while len(todo):
+            nats = similar.error / variance[todo]
+            floor = similar.value.amax(1) - (reach + nats) * variance[todo]
+            near = similar.value >= floor[:, None]
+            few = near.sum(1) <= _FEW
+            for i in few.nonzero().flatten().tolist():
+                rows = part.start + near[i].nonzero().flatten()
+                out[todo[i]] = self._of_few(query[todo[i]], variance[todo[i]], rows)
+            known = ~few & (nats <= _KNOWN * sqrt(query.shape[1]))
+            if known.any():
+                out[todo[known]] = self._of_many(similar.value[known], variance[todo[known]], part)
+            keep = (~few & ~known).nonzero().flatten()
+            todo = todo[keep]
+            if len(todo) and not similar.refine(keep):
+                out[todo] = self._in_float64(query[todo].double(), sigma[todo], part).float()
+                break
+        return out
+
+    def _of_few(self, query: Tensor, variance: Tensor, indices: Tensor) -> Tensor:
+        """The posterior mean over the rows at indices alone, by direct differences: [d]."""
+        offset = self.rows.gather(indices) - query
+        distance = torch.linalg.vector_norm(offset, dim=1, dtype=torch.float64)
+        weights = (distance.square() / (-2 * variance.double())).softmax(0)
+        mean: Tensor = query + weights.to(offset) @ offset
+        return mean
+
+    def _of_many(self, similarity: Tensor, variance: Tensor, part: slice) -> Tensor:
+        """The posterior means over all rows of a class from similarities [b, n]: [b, d]."""
+        logits = similarity - similarity.amax(1, keepdim=True)
+        logits = logits.div_(variance[:, None]).clamp_(min=_NEGLIGIBLE)
+        return self.rows.mean(logits.exp_(), part)

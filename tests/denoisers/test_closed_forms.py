@@ -99,14 +99,14 @@ def test_as_sigma_grows_the_empirical_denoiser_is_the_mean() -> None:
     assert error[1] / error[0] == pytest.approx(0.01, rel=0.02)  # the covariance over sigma^2
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 50, 64])
-def test_chunks_of_the_data_do_not_show(chunk: int) -> None:
+@pytest.mark.parametrize("numbers", [1, 200, 3000])
+def test_little_memory_does_not_show(numbers: int) -> None:
     data, x = normal(50, 8, key="data"), normal(10, 8)
     labels = torch.arange(50) // 17  # classes that are missing from many chunks
     cond, sigma = torch.arange(10) % 4, torch.logspace(-3, 2, 10)
     whole = EmpiricalDenoiser(data, labels)(x, sigma, cond)
     torch.testing.assert_close(
-        EmpiricalDenoiser(data, labels, chunk=chunk)(x, sigma, cond), whole, rtol=1e-10, atol=0
+        EmpiricalDenoiser(data, labels, memory=numbers * 8 / 2**20)(x, sigma, cond), whole, rtol=1e-10, atol=0
     )
 
 

@@ -1,0 +1,181 @@
+"""Training rows as an operand: approximate similarities with a known error bound, and weighted means.
+
+The similarity of a query y and a row x_i is s_i = y^T x_i - ||x_i||^2 / 2 up to a constant of the query, so
+that ||y - x_j||^2 - ||y - x_i||^2 = 2 (s_i - s_j).
+"""
+
+from collections.abc import Iterator
+from math import sqrt
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from scoregen.data.base import to_model_range
+from scoregen.denoisers.int8 import MAX_TERMS, has_fast_int8, int8_product
+
+_DIGIT = 127  # a digit lies in [-127, 127]
+_FLOAT32_ROUNDING = 4 * 2.0**-24  # of a sum of products, relative to the norms of its factors, per sqrt(d)
+_BLOCK = 4096  # rows at a time, for the caches
+
+
+class Rows(Protocol):
+    """What the empirical denoiser asks of its rows; `part` selects the rows of a class."""
+
+    def similarities(self, query: Tensor, part: slice) -> "Similarities":
+        """Of queries [b, d], float32 in the model's range."""
+        ...
+
+    def mean(self, weights: Tensor, part: slice) -> Tensor:
+        """sum_i w_i x_i / sum_i w_i, [b, d] float32; the largest weight of a query [b, n] is 1."""
+        ...
+
+    def gather(self, indices: Tensor) -> Tensor:
+        """The rows at indices [k], [k, d] float32 in the model's range."""
+        ...
+
+
+class Similarities(Protocol):
+    """Similarities of a block of queries, refined on demand.
+
+    `value` is [b, n] float32; `error` [b] bounds how far a difference of two similarities may be off.
+    """
+
+    value: Tensor
+    error: Tensor
+
+    def refine(self, keep: Tensor) -> bool:
+        """Go on with the queries `keep` (indices), more precisely; False where this is all there is."""
+        ...
+
+
+class FloatRows:
+    """Rows of any numbers: float32 products of the deviations from their mean.
+
+    Args:
+        data: [N, d], uint8 levels or floats in the model's range.
+    """
+
+    def __init__(self, data: Tensor) -> None:
+        self.data, rows = data, to_model_range(data)
+        self.centre = torch.stack([part.double().sum(0) for part in rows.split(_BLOCK)]).sum(0) / len(rows)
+        self.centre = self.centre.float()
+        self.rows = (rows - self.centre).float()
+        self.norms = self.rows.square().sum(1)
+
+    def similarities(self, query: Tensor, part: slice) -> "FloatSimilarities":
+        """Of queries [b, d]."""
+        return FloatSimilarities(query - self.centre, self.rows[part], self.norms[part])
+
+    def mean(self, weights: Tensor, part: slice) -> Tensor:
+        """The weighted means [b, d] of the rows, in float32."""
+        return weights @ self.rows[part] / weights.sum(1, keepdim=True) + self.centre
+
+    def gather(self, indices: Tensor) -> Tensor:
+        """The rows at indices [k] as they are, [k, d] float32."""
+        return to_model_range(self.data[indices]).float()
+
+
+class FloatSimilarities:
+    """One float32 matrix product; the bound is a probabilistic one, 4 sqrt(d) units of rounding."""
+
+    def __init__(self, query: Tensor, rows: Tensor, norms: Tensor) -> None:
+        self.value = torch.addmm(norms * -0.5, query, rows.T)
+        size = query.norm(dim=1) * norms.max().sqrt() + norms.max()
+        self.error = 2 * _FLOAT32_ROUNDING * sqrt(query.shape[1]) * size
+
+    def refine(self, keep: Tensor) -> bool:
+        """There is nothing finer than float32 here."""
+        return False
+
+
+class LevelRows:
+    """Rows of 256 levels: exact int8 products with queries and weights that are split into int8 digits.
+
+    Args:
+        levels: uint8 [N, d]; in the model's range they are u / 127.5 - 1.
+    """
+
+    def __init__(self, levels: Tensor) -> None:
+        self.rows = (levels ^ 128).view(torch.int8)  # u - 128
+        squares = [part.to(torch.int32).square().sum(1) for part in self.rows.split(4096)]
+        self.norms = (torch.cat(squares).double() / 127.5**2).float()
+
+    def similarities(self, query: Tensor, part: slice) -> "LevelSimilarities":
+        """Of queries [b, d]."""
+        return LevelSimilarities(query - 0.5 / 127.5, self.rows[part], self.norms[part])
+
+    def mean(self, weights: Tensor, part: slice) -> Tensor:
+        """The weighted means [b, d] of the rows, from as many digits of the weights as these need.
+
+        Rounding drops up to half the last digit's unit of every row; that is kept below 1e-5 of the mass.
+        """
+        rows = self.rows[part]
+        spread = float(weights.sum(1).min()) / len(rows)
+        digits = 3
+        while digits > 1 and 0.5 / _DIGIT / (2 * _DIGIT) ** (digits - 2) < 1e-5 * spread:
+            digits -= 1
+        sums = torch.zeros(len(weights), rows.shape[1], dtype=torch.float64)
+        mass = torch.zeros(len(weights), 1, dtype=torch.float64)
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            for digit, scale in split_digits(weights[:, start : start + _BLOCK], digits):
+                sums.addcmul_(int8_product(digit, block), scale)
+                mass.addcmul_(digit.sum(1, keepdim=True), scale)
+        return ((sums / mass + 0.5) / 127.5).float()
+
+    def gather(self, indices: Tensor) -> Tensor:
+        """The rows at indices [k] in the model's range, [k, d] float32."""
+        return (self.rows[indices].float() + 128) / 127.5 - 1
+
+
+class LevelSimilarities:
+    """One int8 digit of the query after the other; the bound is that of Cauchy and Schwarz on the rest."""
+
+    def __init__(self, query: Tensor, rows: Tensor, norms: Tensor) -> None:
+        self.rows, self.digits = rows, list(split_digits(query, 3))
+        self.value = torch.empty(len(query), len(rows))
+        self.value[:] = norms * -0.5
+        rest = query.clone()
+        self.rest = []
+        for digit, scale in self.digits:
+            rest = rest - digit * scale
+            self.rest.append(rest.norm(dim=1))
+        self.radius = norms.max().sqrt()
+        self.rounding = _FLOAT32_ROUNDING * (query.norm(dim=1) * self.radius + self.radius**2)
+        self.keep, self.used = torch.arange(len(query)), 0
+        self.refine(self.keep)
+
+    def refine(self, keep: Tensor) -> bool:
+        """Add the next digit's product for the queries `keep`; False after the last."""
+        if self.used == len(self.digits):
+            return False
+        if len(keep) < len(self.value):
+            self.value, self.keep = self.value[keep], self.keep[keep]
+        digit, scale = self.digits[self.used]
+        digit, scale = digit[self.keep], scale[self.keep] / 127.5
+        for rows, value in zip(self.rows.split(_BLOCK), self.value.split(_BLOCK, 1), strict=True):
+            value.addcmul_(int8_product(digit, rows.T), scale)
+        self.error = 2 * self.rest[self.used][self.keep] * self.radius + self.rounding[self.keep]
+        self.used += 1
+        return True
+
+
+def as_rows(data: Tensor) -> Rows:
+    """The operand of data [N, d]: int8 products for levels where the CPU has fast ones, else float32."""
+    levels_on_cpu = data.dtype == torch.uint8 and data.device.type == "cpu"
+    return (
+        LevelRows(data)
+        if levels_on_cpu and has_fast_int8() and data.shape[1] < MAX_TERMS
+        else FloatRows(data)
+    )
+
+
+def split_digits(x: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Digits int8 [b, d] and scales [b, 1]: x = sum digit scale + rest, which each makes 254 times less."""
+    scale = x.abs().amax(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny) / _DIGIT
+    for _ in range(count):
+        digit = (x / scale).round_()
+        x = torch.addcmul(x, digit, scale, value=-1)
+        yield digit.to(torch.int8), scale
+        scale = scale / (2 * _DIGIT)

@@ -125,7 +125,7 @@ def _sample(argv: Sequence[str]) -> int:
     if parallel.is_main:
         print(f"{source.description}\n{describe_sampler(sampler)}", flush=True)
     samples = _draw(source, sampler, seeds, args, parallel)
-    if parallel.is_main:
+    if samples is not None:
         _write(Path(args.out), source, sampler, samples)
         print(f"wrote {args.out}/grid.png, samples.npz, manifest.json")
     parallel.close()
@@ -134,8 +134,8 @@ def _sample(argv: Sequence[str]) -> int:
 
 def _draw(
     source: "Source", sampler: "Sampler", seeds: list[int], args: argparse.Namespace, parallel: "Parallel"
-) -> "Samples":
-    """Samples for all seeds, in their order, drawn by all processes; complete in the main one."""
+) -> "Samples | None":
+    """Samples for all seeds, in their order, drawn by all processes; None in all but the main one."""
     import torch
 
     from scoregen.samplers.generate import Samples, generate
@@ -144,7 +144,10 @@ def _draw(
     batches = generate(
         source.denoiser, sampler, mine, batch=args.batch, device=parallel.device, labels=args.label
     )
-    parts = [part for share in parallel.gather([_to_cpu(batch) for batch in batches]) for part in share]
+    shares = parallel.gather([_to_cpu(batch) for batch in batches])
+    if not parallel.is_main:
+        return None
+    parts = [part for share in shares for part in share]
     drawn = {seed: i for i, seed in enumerate(seed for part in parts for seed in part.seeds)}
     order = [drawn[seed] for seed in seeds if seed in drawn]
     labels = [part.labels for part in parts if part.labels is not None]

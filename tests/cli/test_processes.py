@@ -93,6 +93,12 @@ def _images(folder: Path) -> torch.Tensor:
         return torch.from_numpy(file["images"].astype(np.int64))
 
 
+def test_there_may_be_more_processes_than_seeds(run: Run, tmp_path: Path) -> None:
+    done = run("sample.py", "--seeds", "7", "--steps", "2", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert len(_images(tmp_path / "out")) == 1
+
+
 def test_two_processes_resume_exactly(run: Run, tmp_path: Path) -> None:
     assert run("train.py", *TWO, "run_dir=whole", processes=2).returncode == 0
     assert run("train.py", *TWO, "trainer.total=128", "run_dir=halves", processes=2).returncode == 0

@@ -83,6 +83,38 @@ class VEGrid(LogSNRGrid):
     sigma_max: Positive = 100.0
 
 
+@dataclass(frozen=True)
+class ExpConstGrid(SigmaGrid):
+    """Steps g_k = c min(1, t_{k+1}) of t = ln(1 + sigma^2), the c that leads from sigma_max to sigma_min.
+
+    Constant while t > 1, then t shrinks by 1 / (1 + c) a step: almost equal steps of ln sigma throughout.
+
+    Source: Chen, Lee and Lu, Improved Analysis of Score-Based Generative Modeling: User-Friendly Bounds under
+    Minimal Smoothness Assumptions, 2022, arXiv 2211.01916 (constants remembered).
+    """
+
+    def curve(self, ramp: Tensor) -> Tensor:
+        """The noise levels [n]; of the ramp only its length counts."""
+        first, last = log1p(self.sigma_max**2), log1p(self.sigma_min**2)
+        low, high = 0.0, max(first, first / last)  # of c: one step of `high` goes all the way
+        for _ in range(200):
+            c = (low + high) / 2
+            low, high = (c, high) if _exponential_times(first, c, len(ramp))[-1] > last else (low, c)
+        times = torch.tensor(_exponential_times(first, high, len(ramp)), dtype=torch.float64)
+        levels = torch.expm1(times).sqrt()
+        levels[-1:], levels[:1] = self.sigma_min, self.sigma_max
+        return levels
+
+
+def _exponential_times(t: float, c: float, count: int) -> list[float]:
+    """t_0 = t and t_{k+1} = t_k - c min(1, t_{k+1}), `count` in all."""
+    times = [t]
+    for _ in range(count - 1):
+        t = t - c if t - c >= 1 else t / (1 + c)
+        times.append(t)
+    return times
+
+
 _VP_SIGMA_MIN, _VP_SIGMA_MAX = schedules.vp_level(1e-3), schedules.vp_level(1.0)
 
 

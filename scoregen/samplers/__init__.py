@@ -4,7 +4,12 @@ from scoregen.samplers.adams import DEISSampler, LMSSampler
 from scoregen.samplers.ancestral import DDIMSampler, EulerAncestralSampler
 from scoregen.samplers.base import Sampler
 from scoregen.samplers.edm import EulerSampler, HeunSampler
+from scoregen.samplers.exponential import ExponentialSampler
+from scoregen.samplers.langevin import LangevinSampler
 from scoregen.samplers.multistep import DPMpp2MSampler, DPMpp2MSDESampler, DPMpp3MSampler
+from scoregen.samplers.one_step import OneStepSampler
+from scoregen.samplers.predictor_corrector import PredictorCorrectorSampler
+from scoregen.samplers.restart import RestartSampler
 from scoregen.samplers.scheduler_adapter import SchedulerSampler
 from scoregen.samplers.singlestep import DPM2Sampler, DPMpp2SSampler
 from scoregen.samplers.unipc import UniPCSampler
@@ -22,5 +27,10 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "deis": DEISSampler,
     "ddim": DDIMSampler,
     "euler_ancestral": EulerAncestralSampler,
+    "restart": RestartSampler,
+    "predictor_corrector": PredictorCorrectorSampler,
+    "exponential": ExponentialSampler,
+    "langevin": LangevinSampler,
+    "one_step": OneStepSampler,
     "scheduler": SchedulerSampler,
 }

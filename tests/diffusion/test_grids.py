@@ -1,10 +1,18 @@
 import pytest
 import torch
 
-from scoregen.diffusion.grids import IDDPMGrid, KarrasGrid, LogSNRGrid, SigmaGrid, VEGrid, VPGrid
+from scoregen.diffusion.grids import (
+    ExpConstGrid,
+    IDDPMGrid,
+    KarrasGrid,
+    LogSNRGrid,
+    SigmaGrid,
+    VEGrid,
+    VPGrid,
+)
 from scoregen.errors import UserError
 
-GRIDS = [KarrasGrid(), LogSNRGrid(), VEGrid(), VPGrid(), IDDPMGrid()]
+GRIDS = [KarrasGrid(), LogSNRGrid(), VEGrid(), VPGrid(), IDDPMGrid(), ExpConstGrid()]
 GOLDEN_KARRAS = (
     "80 57.585985 40.785574 28.374585 19.352453 12.910082 8.400935 5.315195 3.256822 1.923340 1.088171 "
     ".585348 .296442 .139516 .059947 .022935 .007528 .002"
@@ -54,6 +62,13 @@ def test_the_tail_of_a_karras_grid_is_a_karras_grid() -> None:
 def test_log_snr_grid_has_equal_steps_of_log_sigma() -> None:
     steps = LogSNRGrid(0.01, 10.0)(31)[:-1].log().diff()
     torch.testing.assert_close(steps, steps[:1].expand(30), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("steps", [3, 20, 200])
+def test_exponential_steps_are_constant_until_t_is_1_and_then_in_proportion_to_it(steps: int) -> None:
+    t = ExpConstGrid()(steps)[:-1].square().log1p()
+    c = -t.diff() / t[1:].clamp(max=1)
+    torch.testing.assert_close(c, c[:1].expand_as(c), rtol=1e-8, atol=0)
 
 
 def test_impossible_grids_are_refused() -> None:

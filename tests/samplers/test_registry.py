@@ -16,7 +16,7 @@ def test_every_sampler_has_a_configuration_of_its_own_defaults(name: str) -> Non
     assert problems + check_choice(cfg, "sampler") == []
     sampler: Sampler = config.instantiate(cfg)
     assert type(sampler) is SAMPLERS[name]
-    assert sampler == SAMPLERS[name](steps=sampler.steps)
+    assert sampler == SAMPLERS[name](steps=sampler.steps, grid=sampler.grid)
 
 
 @EVERY_SAMPLER

@@ -20,6 +20,9 @@ from scoregen.samplers.edm import EulerSampler, HeunSampler
 from scoregen.samplers.multistep import DPMpp2MSampler
 from scoregen.samplers.unipc import UniPCSampler
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
+
+MEMORYLESS = ("euler", "heun", "dpm_2", "dpmpp_2s", "ddim")
 EVERY_SAMPLER = pytest.mark.parametrize("name", SAMPLERS)
 ORDERED = pytest.mark.parametrize(
     "name", [name for name, sampler in SAMPLERS.items() if sampler.order is not None]
@@ -32,6 +35,11 @@ def normal(*shape: int) -> Tensor:
 
 def gaussian(s: float, size: int = 1) -> GaussianDenoiser:
     return GaussianDenoiser(torch.zeros(size, dtype=torch.float64), torch.tensor(s**2, dtype=torch.float64))
+
+
+def build(name: str, steps: int) -> Sampler:
+    """The sampler with its defaults and as many steps as it takes."""
+    return SAMPLERS[name](steps=1 if name == "one_step" else steps)
 
 
 class Recorder:
@@ -126,16 +134,16 @@ def test_gaussian_data_come_out_with_the_known_spread(
 @EVERY_SAMPLER
 @pytest.mark.parametrize("steps", [1, 2, 18])
 def test_the_denoiser_is_evaluated_as_often_as_announced(name: str, steps: int) -> None:
-    denoiser, sampler = Recorder(gaussian(0.5)), SAMPLERS[name](steps=steps)
+    denoiser, sampler = Recorder(gaussian(0.5)), build(name, steps)
     sampler(denoiser, torch.ones(1, 1), rng=BatchRng("nfe", size=1))
-    assert len(denoiser.sigmas) == sampler.nfe() == SAMPLERS[name]().nfe(steps)
+    assert len(denoiser.sigmas) == sampler.nfe() == SAMPLERS[name]().nfe(sampler.steps)
 
 
 @EVERY_SAMPLER
 def test_steps_report_their_noise_level_and_end_at_the_sample(name: str) -> None:
-    sampler, noise = SAMPLERS[name](steps=5), torch.ones(2, 1)
+    sampler, noise = build(name, 5), torch.ones(2, 1)
     steps = list(sampler.iterate(gaussian(0.5), noise, rng=BatchRng("steps", size=2)))
-    assert [step.index for step in steps] == [0, 1, 2, 3, 4]
+    assert [step.index for step in steps] == list(range(sampler.steps))
     assert [step.sigma for step in steps] == sampler.sigmas(gaussian(0.5))[1:]
     assert torch.equal(steps[-1].x, sampler(gaussian(0.5), noise, rng=BatchRng("steps", size=2)))
 
@@ -143,9 +151,10 @@ def test_steps_report_their_noise_level_and_end_at_the_sample(name: str) -> None
 @EVERY_SAMPLER
 def test_the_denoiser_is_asked_only_within_its_range(name: str) -> None:
     denoiser = Recorder(gaussian(0.5), 0.02, 50.0)
-    SAMPLERS[name](steps=7)(denoiser, torch.ones(1, 1), rng=BatchRng("range", size=1))
+    sampler = build(name, 7)
+    sampler(denoiser, torch.ones(1, 1), rng=BatchRng("range", size=1))
     assert max(denoiser.sigmas) == pytest.approx(50.0)
-    assert min(denoiser.sigmas) == pytest.approx(0.02)
+    assert min(denoiser.sigmas) == pytest.approx(0.02 if sampler.steps > 1 else 50.0)
     with pytest.raises(UserError, match="sigma_min=100 must be below sigma_max=80"):
         SAMPLERS[name]()(Recorder(gaussian(0.5), 100.0, 200.0), torch.ones(1, 1))
 
@@ -155,7 +164,7 @@ def test_noise_levels_are_rounded_to_those_of_the_denoiser(name: str) -> None:
     precond = IDDPMPrecond()
     denoiser = Recorder(gaussian(0.5), precond.sigma_min, precond.sigma_max)
     denoiser.round_sigma = precond.round
-    SAMPLERS[name](steps=18)(denoiser, torch.ones(1, 1), rng=BatchRng("round", size=1))
+    build(name, 18)(denoiser, torch.ones(1, 1), rng=BatchRng("round", size=1))
     asked = torch.tensor(denoiser.sigmas, dtype=torch.float64)
     torch.testing.assert_close(asked, precond.round(asked), rtol=1e-6, atol=0)
 
@@ -178,9 +187,11 @@ class Switching(Recorder):
 
 @EVERY_SAMPLER
 def test_a_step_asks_once_which_denoiser_it_is_to_use(name: str) -> None:
-    sampler, denoiser = SAMPLERS[name](steps=6), Switching(gaussian(0.5))
+    sampler, denoiser = build(name, 6), Switching(gaussian(0.5))
     x = sampler(denoiser, torch.ones(1, 1), rng=BatchRng("switch", size=1))
-    assert denoiser.asked == sampler.sigmas(denoiser)[:-1]
+    levels = sampler.sigmas(denoiser)[:-1]
+    assert [sigma for sigma in denoiser.asked if sigma in levels] == levels  # restarts ask at further levels
+    assert all(chosen.sigmas for chosen in denoiser.chosen)
     assert sum(len(chosen.sigmas) for chosen in denoiser.chosen) == sampler.nfe()
     assert torch.equal(x, sampler(gaussian(0.5), torch.ones(1, 1), rng=BatchRng("switch", size=1)))
 
@@ -254,3 +265,20 @@ def test_the_float32_state_loses_nothing_that_shows(name: str, mixture: Gaussian
     sampler, noise = SAMPLERS[name](steps=18), normal(64, 2)
     exact = replace(sampler, state_dtype="float64")(mixture, noise)
     torch.testing.assert_close(sampler(mixture, noise).double(), exact, rtol=0, atol=2e-4)
+
+
+@ORDERED
+def test_any_piece_of_the_grid_may_be_integrated_alone(
+    name: str, flows: dict[str, tuple[Denoiser, Tensor]]
+) -> None:
+    denoiser, exact = flows["gaussian"]
+    sampler = SAMPLERS[name](steps=512, grid=KarrasGrid(0.05, 80.0), state_dtype="float64")
+    sigmas, x = sampler.sigmas(denoiser), exact_flow(denoiser, 80 * normal(8, 2), 80.0, 10.0)
+    tail = [10.0, *[sigma for sigma in sigmas if 0 < sigma < 10]]
+    *_, last = sampler.integrate(denoiser, x, tail)
+    assert last.sigma == pytest.approx(0.05)
+    torch.testing.assert_close(last.x, exact, rtol=0, atol=1e-2 if sampler.order == 1 else 2e-4)
+    middle = len(tail) // 2
+    *_, half = sampler.integrate(denoiser, x, tail[: middle + 1])
+    *_, resumed = sampler.integrate(denoiser, half.x, tail[middle:])
+    torch.testing.assert_close(resumed.x, last.x, rtol=0, atol=1e-12 if name in MEMORYLESS else 1e-3)

@@ -8,14 +8,20 @@ from typing import Self
 
 import torch
 from omegaconf import DictConfig
+from torch import nn
 
 from scoregen import config
 from scoregen.data.augment import Augment
 from scoregen.data.base import Dataset
 from scoregen.data.stats import measure
 from scoregen.data.stream import Stream
+from scoregen.denoisers.classifier import NetworkClassifier
 from scoregen.denoisers.network import NetworkDenoiser
 from scoregen.errors import UserError
+from scoregen.networks.classifier import Classifier, Discriminator, EncoderNetwork
+from scoregen.objectives.base import Objective
+from scoregen.objectives.classifier import ClassifierLoss
+from scoregen.objectives.discriminator import DiscriminatorLoss
 from scoregen.parallel import Parallel
 from scoregen.rng import derive_seed
 from scoregen.training.checkpoint import latest_checkpoint
@@ -77,9 +83,8 @@ def build_denoiser(cfg: DictConfig, spec: ModelSpec) -> NetworkDenoiser:
             num_classes=spec.num_classes,
             augment_dim=spec.augment_dim,
         )
-    return NetworkDenoiser(
-        network, precond, shape=spec.shape, num_classes=spec.num_classes, precision=cfg.precision
-    )
+    wrap = NetworkClassifier if isinstance(network, EncoderNetwork) else NetworkDenoiser
+    return wrap(network, precond, shape=spec.shape, num_classes=spec.num_classes, precision=cfg.precision)
 
 
 def build_step(cfg: DictConfig, spec: ModelSpec, augment: Augment) -> TrainStep:
@@ -87,9 +92,22 @@ def build_step(cfg: DictConfig, spec: ModelSpec, augment: Augment) -> TrainStep:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(cfg.seed, "objective"))
         objective = config.instantiate(cfg.objective)
-    return TrainStep(
-        build_denoiser(cfg, spec), objective, augment, label_dropout=cfg.trainer.get("label_dropout", 0.0)
-    )
+    denoiser = build_denoiser(cfg, spec)
+    _check_pair(objective, denoiser.network, augment)
+    return TrainStep(denoiser, objective, augment, label_dropout=cfg.trainer.get("label_dropout", 0.0))
+
+
+def _check_pair(objective: Objective, network: nn.Module, augment: Augment) -> None:
+    """Refuse to train a classifier or discriminator by another's objective, or a denoiser by theirs."""
+    wanted = {ClassifierLoss: Classifier, DiscriminatorLoss: Discriminator}.get(type(objective))
+    if wanted is not (type(network) if isinstance(network, EncoderNetwork) else None):
+        raise UserError(
+            f"{type(objective).__name__} does not train {type(network).__name__}: objective=classifier goes "
+            "with network=classifier, objective=discriminator with network=discriminator, all others with "
+            "the other networks"
+        )
+    if isinstance(objective, DiscriminatorLoss) and augment.label_dim:
+        raise UserError("objective=discriminator needs augment=none: generated images are not augmented")
 
 
 def build_trainer(cfg: DictConfig) -> Trainer:

@@ -1,6 +1,8 @@
 """Training objectives: what `conf/objective` may name."""
 
+from scoregen.objectives.classifier import ClassifierLoss
 from scoregen.objectives.denoising import DenoisingLoss, EDMLoss
+from scoregen.objectives.discriminator import DiscriminatorLoss
 from scoregen.objectives.uncertainty import UncertaintyLoss
 
 OBJECTIVES = {
@@ -9,4 +11,6 @@ OBJECTIVES = {
     "denoising_vp": DenoisingLoss,
     "denoising_iddpm": DenoisingLoss,
     "denoising_uncertainty": UncertaintyLoss,
+    "classifier": ClassifierLoss,
+    "discriminator": DiscriminatorLoss,
 }

@@ -71,6 +71,11 @@ def build_data(cfg: DictConfig, split: str) -> Dataset:
 
 def build_denoiser(cfg: DictConfig, spec: ModelSpec) -> NetworkDenoiser:
     """The network denoiser of a configuration, its weights drawn from the run's seed."""
+    if len(spec.shape) == 3 and spec.shape[1] != spec.shape[2]:
+        raise UserError(
+            f"the images have {spec.shape[1]} x {spec.shape[2]} pixels, networks take square ones: make them "
+            "so with python -m scoregen.data.prepare SRC --out OUT.zip --crop center --resolution N"
+        )
     precond = config.instantiate(cfg.precond)
     channels = spec.shape[0]
     with torch.random.fork_rng(devices=[]):

@@ -117,6 +117,19 @@ def test_data_that_are_not_finite_or_not_there_are_refused(call: Run, tmp_path: 
     assert not (tmp_path / "x").exists()
 
 
+def test_images_that_are_not_square_are_refused(call: Run, tmp_path: Path) -> None:
+    save_image(tmp_path / "wide/a.png", 8, 16, 3)
+    data = ["data=folder", "data.root=wide", "data.test_fraction=0.0", "run_dir=x"]
+    assert_refused(call("train.py", *TINY, *data), "8 x 16 pixels", "--crop center")
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_evaluation_of_one_image_is_refused_before_training(call: Run, tmp_path: Path) -> None:
+    done = call("train.py", *TINY, "hooks.evaluate.every=64", "hooks.evaluate.num=1")
+    assert_refused(done, "hooks.evaluate.num=1")
+    assert done.stdout == ""
+
+
 def test_data_without_any_variation_are_refused(call: Run, tmp_path: Path) -> None:
     np.save(tmp_path / "grey.npy", np.full((20, 8, 8), 7, dtype=np.uint8))
     assert_refused(call("train.py", *TINY, "data=npz", "data.root=grey.npy"), "all values of grey are equal")

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scoregen.errors import UserError
 from scoregen.evaluation.metrics import Evaluator, check_metrics
 from scoregen.evaluation.model import evaluate_model
 from scoregen.ranges import PositiveInt
@@ -36,6 +37,8 @@ class EvaluateHook(Hook):
     ) -> None:
         super().__init__(every)
         check_metrics(metrics)
+        if num < 2:
+            raise UserError(f"hooks.evaluate.num={num}: a distance needs at least 2 images")
         self.metrics, self.num, self.batch = metrics, num, batch
         self.weights = Path(weights) if weights else None
         self._evaluator: Evaluator | None = None

@@ -3,6 +3,7 @@
 from scoregen.samplers.adams import DEISSampler, LMSSampler
 from scoregen.samplers.ancestral import DDIMSampler, EulerAncestralSampler
 from scoregen.samplers.base import Sampler
+from scoregen.samplers.dpm_v3 import DPMv3Sampler
 from scoregen.samplers.edm import EulerSampler, HeunSampler
 from scoregen.samplers.exponential import ExponentialSampler
 from scoregen.samplers.langevin import LangevinSampler
@@ -23,6 +24,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "dpmpp_3m": DPMpp3MSampler,
     "dpmpp_2m_sde": DPMpp2MSDESampler,
     "unipc": UniPCSampler,
+    "dpm_v3": DPMv3Sampler,
     "lms": LMSSampler,
     "deis": DEISSampler,
     "ddim": DDIMSampler,

@@ -1,0 +1,117 @@
+"""DPM-Solver-v3 and its statistics against closed forms."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from scoregen.denoisers.base import Denoiser
+from scoregen.denoisers.gaussian import GaussianDenoiser
+from scoregen.denoisers.mixture import GaussianMixtureDenoiser
+from scoregen.diffusion.grids import KarrasGrid
+from scoregen.errors import UserError
+from scoregen.rng import generator
+from scoregen.samplers.dpm_v3 import DPMv3Sampler
+from scoregen.samplers.model_statistics import ModelStatistics, estimate_statistics
+from scoregen.samplers.multistep import DPMpp3MSampler
+
+MEAN, VARIANCES = torch.tensor([0.3, -0.5, 2.0]).double(), torch.tensor([0.09, 1.0, 0.01]).double()
+SAMPLER = DPMv3Sampler(steps=12, state_dtype="float64")
+
+
+def gaussian() -> GaussianDenoiser:
+    return GaussianDenoiser(MEAN, VARIANCES)
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator("noise"), dtype=torch.float64)
+
+
+def gaussian_statistics(count: int) -> ModelStatistics:
+    """l = sigma^2 / (v + sigma^2), so that f = -l mu is the same for all x: s = 0, b = df/dlambda."""
+    knots = torch.linspace(-4.4, 6.3, count, dtype=torch.float64)
+    square = (-2 * knots).exp()[:, None]
+    slope, total = square / (VARIANCES + square), VARIANCES + square
+    return ModelStatistics(knots, torch.stack([slope, 0 * slope, 2 * square * VARIANCES / total**2 * MEAN]))
+
+
+def plain_statistics(size: int) -> ModelStatistics:
+    """l = 1, s = b = 0."""
+    values = torch.zeros(3, 50, size, dtype=torch.float64)
+    values[0] = 1
+    return ModelStatistics(torch.linspace(-4.4, 6.3, 50, dtype=torch.float64), values)
+
+
+def kept(statistics: ModelStatistics, folder: Path) -> DPMv3Sampler:
+    statistics.save(folder / "statistics.safetensors")
+    return replace(SAMPLER, statistics=str(folder / "statistics.safetensors"))
+
+
+def test_exact_statistics_solve_gaussian_data_in_one_step(tmp_path: Path) -> None:
+    x = 80 * normal(6, 3)
+    *_, step = kept(gaussian_statistics(1200), tmp_path).integrate(gaussian(), x, [80.0, 0.002])
+    exact = MEAN + (x - MEAN) * ((VARIANCES + 0.002**2) / (VARIANCES + 80.0**2)).sqrt()
+    torch.testing.assert_close(step.x, exact, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_the_error_falls_with_the_order_for_any_smooth_statistics(
+    order: int, tmp_path: Path, flows: dict[str, tuple[Denoiser, Tensor]]
+) -> None:
+    """Those of other data; estimated ones are piecewise cubic, which shows where they are nearly exact."""
+    (denoiser, exact), errors = flows["mixture"], []
+    whole = gaussian_statistics(600)
+    sampler = kept(ModelStatistics(whole.knots, whole.values[:, :, :2].contiguous()), tmp_path)
+    for steps in (256, 512):
+        fine = replace(sampler, steps=steps, grid=KarrasGrid(0.05, 80.0), solver_order=order)
+        at_sigma_min = [step.x for step in fine.iterate(denoiser, normal(8, 2)) if step.sigma > 0][-1]
+        errors.append((at_sigma_min - exact).square().mean().sqrt())
+    slopes = -torch.stack(errors).log2().diff()
+    assert slopes.tolist() == pytest.approx([order], abs=0.15)
+
+
+def test_estimated_statistics_nearly_solve_gaussian_data_in_one_step() -> None:
+    x = 80 * normal(6, 3)
+    *_, step = SAMPLER.integrate(gaussian(), x, [80.0, 0.002])
+    exact = MEAN + (x - MEAN) * ((VARIANCES + 0.002**2) / (VARIANCES + 80.0**2)).sqrt()
+    torch.testing.assert_close(step.x, exact, rtol=0, atol=5e-3)
+    *_, plain = DPMpp3MSampler().integrate(gaussian(), x, [80.0, 0.002])
+    assert (plain.x - exact).abs().max() > 0.3
+
+
+def test_trivial_statistics_make_it_dpm_solver_pp(tmp_path: Path, mixture: GaussianMixtureDenoiser) -> None:
+    ours = kept(plain_statistics(2), tmp_path)(mixture, normal(8, 2))
+    theirs = DPMpp3MSampler(steps=12, state_dtype="float64")(mixture, normal(8, 2))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
+
+
+def test_statistics_of_gaussian_data_are_the_closed_form() -> None:
+    found = estimate_statistics(gaussian(), 0.01, 50.0, knots=200, count=16)
+    exact = gaussian_statistics(4000)(found.knots)
+    torch.testing.assert_close(found.values[:2], exact[:2], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.values[2, 2:-2], exact[2, 2:-2], rtol=0, atol=2e-3)
+
+
+def test_statistics_are_estimated_anew_where_the_weights_change() -> None:
+    denoiser = gaussian()
+    denoiser.mean = torch.nn.Parameter(denoiser._buffers.pop("mean"))
+    first = SAMPLER.statistics_of(denoiser, normal(1, 3))
+    assert SAMPLER.statistics_of(denoiser, normal(1, 3)) is first
+    with torch.no_grad():
+        denoiser.mean += 1
+    assert not torch.equal(SAMPLER.statistics_of(denoiser, normal(1, 3)).values, first.values)
+
+
+def test_statistics_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    sampler = kept(plain_statistics(2), tmp_path)
+    with pytest.raises(UserError, match=r"of samples of shape \(2,\), the model's have shape \(3,\)"):
+        sampler(gaussian(), normal(4, 3))
+    narrow = kept(gaussian_statistics(50), tmp_path.parent)
+    with pytest.raises(
+        UserError, match=r"cover noise levels from 0.00184 to 81.5, the steps reach from 0.001"
+    ):
+        list(narrow.integrate(gaussian(), normal(4, 3), [80.0, 1.0, 0.001]))
+    with pytest.raises(UserError, match="is no file of model statistics"):
+        replace(SAMPLER, statistics=str(tmp_path / "none"))(gaussian(), normal(4, 3))

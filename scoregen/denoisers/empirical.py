@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from scoregen.data.base import to_model_range
 from scoregen.denoisers.base import Cond
 from scoregen.denoisers.mixture import count_classes
-from scoregen.denoisers.rows import Rows, as_rows
+from scoregen.denoisers.rows import Rows, as_rows, nearest_rows, squared_distance, weighted_mean
 from scoregen.ranges import Positive
+from scoregen.rng import Rng
 
-_SIGMA_TINY = 1e-12  # below it the denoiser is its limit, the nearest neighbour
+SIGMA_TINY = 1e-12  # below it the denoiser is its limit, the nearest neighbour
 _DROPPED = 1e-6  # of the posterior mass at most is left out
 _NEGLIGIBLE = -80.0  # logits below it would only slow the processor down with denormal numbers
 _FEW = 96  # rows of a query that are summed one by one
@@ -66,10 +67,10 @@ class EmpiricalDenoiser(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
         """E[x0 | x] for x [B, *shape], sigma [] or [B], cond [B]."""
         query, out = x.flatten(1), torch.empty_like(x.flatten(1))
-        sigma = sigma.double().expand(len(x)).clamp(min=_SIGMA_TINY)
+        sigma = sigma.double().expand(len(x)).clamp(min=SIGMA_TINY)
         for part, members in self.groups(len(x), cond):
             denoise = self._in_float64 if x.dtype == torch.float64 else self._in_float32
-            for block in members.split(self._block(part)):
+            for block in members.split(self.block(part)):
                 out[block] = denoise(query[block], sigma[block], part).to(x.dtype)
         return out.reshape(x.shape)
 
@@ -82,7 +83,29 @@ class EmpiricalDenoiser(nn.Module):
         for label in cond.unique().tolist():
             yield self.parts[label], everything[cond == label]
 
-    def _block(self, part: slice) -> int:
+    def draw(self, rng: Rng, cond: Cond = None) -> Tensor:
+        """One training sample for each row of the rng, uniformly from all or from its class: [B, *shape]."""
+        uniform = torch.special.ndtr(rng.randn(dtype=torch.float64))
+        index = torch.empty_like(uniform, dtype=torch.long)
+        for part, members in self.groups(len(uniform), cond):
+            count = part.stop - part.start
+            index[members] = part.start + (uniform[members] * count).long().clamp(max=count - 1)
+        return to_model_range(self.data[index])
+
+    def nearest(self, x: Tensor, cond: Cond = None) -> tuple[Tensor, Tensor]:
+        """How far x [B, *shape] is from the training set: Euclidean distances [B], and whose they are, [B].
+
+        The indices count as the data were given. Given a class, only its samples are looked at.
+        """
+        distance = torch.empty(len(x), dtype=torch.float64, device=x.device)
+        index = torch.empty(len(x), dtype=torch.long, device=x.device)
+        for part, members in self.groups(len(x), cond):
+            for block in members.split(self.block(part)):
+                near = nearest_rows(self.rows, x[block].flatten(1).float(), part, 1)
+                distance[block], index[block] = near.squares[:, 0].sqrt(), self.order[near.indices[:, 0]]
+        return distance, index
+
+    def block(self, part: slice) -> int:
         """How many queries the working memory holds, at 16 bytes a query and row."""
         return max(1, int(self.memory * 2**16 / (part.stop - part.start)))
 
@@ -104,7 +127,11 @@ class EmpiricalDenoiser(nn.Module):
     def _in_float32(self, query: Tensor, sigma: Tensor, part: slice) -> Tensor:
         """Refine similarities until few rows can matter or the weights of many are known well: [b, d]."""
         out = torch.empty(query.shape, device=query.device)
-        query, variance, todo = query.float(), sigma.square().float(), torch.arange(len(query))
+        query, variance, todo = (
+            query.float(),
+            sigma.square().float(),
+            torch.arange(len(query), device=query.device),
+        )
         reach = log((part.stop - part.start) / _DROPPED)
         similar = self.rows.similarities(query, part)
         while len(todo):
@@ -127,11 +154,8 @@ class EmpiricalDenoiser(nn.Module):
 
     def _of_few(self, query: Tensor, variance: Tensor, indices: Tensor) -> Tensor:
         """The posterior mean over the rows at indices alone, by direct differences: [d]."""
-        offset = self.rows.gather(indices) - query
-        distance = torch.linalg.vector_norm(offset, dim=1, dtype=torch.float64)
-        weights = (distance.square() / (-2 * variance.double())).softmax(0)
-        mean: Tensor = query + weights.to(offset) @ offset
-        return mean
+        rows = self.rows.gather(indices)
+        return weighted_mean(rows, (squared_distance(query, rows) / (-2 * variance.double())).softmax(0))
 
     def _of_many(self, similarity: Tensor, variance: Tensor, part: slice) -> Tensor:
         """The posterior means over all rows of a class from similarities [b, n]: [b, d]."""

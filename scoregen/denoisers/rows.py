@@ -6,7 +6,7 @@ that ||y - x_j||^2 - ||y - x_i||^2 = 2 (s_i - s_j).
 
 from collections.abc import Iterator
 from math import sqrt
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from scoregen.denoisers.int8 import MAX_TERMS, has_fast_int8, int8_product
 _DIGIT = 127  # a digit lies in [-127, 127]
 _FLOAT32_ROUNDING = 4 * 2.0**-24  # of a sum of products, relative to the norms of its factors, per sqrt(d)
 _BLOCK = 4096  # rows at a time, for the caches
+
+_SPARE = 64  # candidates beyond 2 k that are compared rather than told apart by another digit
 
 
 class Rows(Protocol):
@@ -179,3 +181,44 @@ def split_digits(x: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         x = torch.addcmul(x, digit, scale, value=-1)
         yield digit.to(torch.int8), scale
         scale = scale / (2 * _DIGIT)
+
+
+def squared_distance(query: Tensor, rows: Tensor) -> Tensor:
+    """||query - x_i||^2 by direct differences, [k] float64, for query [d] and rows [k, d]."""
+    norm: Tensor = torch.linalg.vector_norm(rows - query, dim=1, dtype=torch.float64)
+    return norm.square()
+
+
+def weighted_mean(rows: Tensor, weights: Tensor) -> Tensor:
+    """sum_i w_i x_i, [d], for weights [k] that sum to 1; the rows' common offset costs no digits."""
+    mean: Tensor = rows[0] + weights.to(rows) @ (rows - rows[0])
+    return mean
+
+
+class Nearest(NamedTuple):
+    """The k rows nearest to each of b queries, nearest first."""
+
+    indices: Tensor  # [b, k]
+    squares: Tensor  # squared distances, [b, k] float64
+
+
+def nearest_rows(rows: Rows, query: Tensor, part: slice, k: int) -> Nearest:
+    """The k rows of `part` nearest to each query [b, d] float32, told apart by direct differences.
+
+    Similarities say which rows may be among them, and are refined while these are many more than k.
+    """
+    similar, todo = rows.similarities(query, part), torch.arange(len(query), device=query.device)
+    indices = torch.empty(len(query), k, dtype=torch.long, device=query.device)
+    squares = torch.empty(len(query), k, dtype=torch.float64, device=query.device)
+    more = True
+    while len(todo):
+        near = similar.value >= (similar.value.topk(k).values[:, -1] - similar.error)[:, None]
+        done = near.sum(1) <= 2 * k + _SPARE if more else torch.ones_like(todo, dtype=torch.bool)
+        for i in done.nonzero().flatten().tolist():
+            candidates = part.start + near[i].nonzero().flatten()
+            found = squared_distance(query[todo[i]], rows.gather(candidates)).topk(k, largest=False)
+            indices[todo[i]], squares[todo[i]] = candidates[found.indices], found.values
+        keep = (~done).nonzero().flatten()
+        todo = todo[keep]
+        more = similar.refine(keep) if len(todo) else False
+    return Nearest(indices, squares)

@@ -10,7 +10,7 @@ from scoregen.samplers.base import Sampler, denoiser_for_step
 
 
 class _Meter(Around):
-    """Count the evaluations that a denoiser would make, without making them."""
+    """Count the evaluations that a denoiser would make for one sample, without making them."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__(denoiser)
@@ -21,14 +21,15 @@ class _Meter(Around):
         return self
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
-        self.total += evaluations(self.step)
-        return torch.zeros_like(x)
+        self.total += evaluations(self.step) if len(x) == 1 else 0
+        return 0 * x
 
 
 def count_evaluations(sampler: Sampler, denoiser: Denoiser) -> int:
     """Evaluations of denoising networks for one sample: `sampler.nfe()` where the denoiser is not guided.
 
-    Walks the sampler's grid for a denoiser that returns zeros.
+    Walks the sampler's grid for a denoiser that returns zeros. Like `nfe` it leaves out what some samplers
+    estimate once, in batches, before they begin.
     """
     meter, rng = _Meter(denoiser), BatchRng("evaluations", size=1)
     sampler(meter, torch.zeros(1, *denoiser.shape), None, rng)

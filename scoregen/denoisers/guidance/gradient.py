@@ -19,13 +19,14 @@ _LOGIT_MAX = log((1 - 1e-5) / 1e-5)  # of a probability clipped to [1e-5, 1 - 1e
 def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """The values [B] of a function of samples x [B, *shape], and their gradients [B, *shape].
 
-    Works under torch.no_grad, but not under torch.inference_mode.
+    Works under torch.no_grad, but not under torch.inference_mode. Where x has a graph, so do both.
     """
+    traced = torch.is_grad_enabled() and x.requires_grad
     with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        value = function(x)
-        (slope,) = torch.autograd.grad(value.sum(), x)
-    return value.detach(), slope
+        at = x if traced else x.detach().requires_grad_()
+        value = function(at)
+        (slope,) = torch.autograd.grad(value.sum(), at, create_graph=traced)
+    return (value if traced else value.detach()), slope
 
 
 class ClassifierGuidance(Guidance):

@@ -1,5 +1,6 @@
 """Images as uint8 tensors: quantisation, grids, PNG files, and pictures of 2-D points. Pillow only."""
 
+from collections.abc import Mapping
 from io import BytesIO
 from math import ceil, sqrt
 from pathlib import Path
@@ -41,14 +42,19 @@ def save_png(image: Tensor, path: str | Path) -> None:
     Path(path).write_bytes(data)
 
 
-def to_png(image: Tensor) -> bytes:
-    """The PNG file of a uint8 image [C, H, W]; UserError unless C is 1 or 3."""
-    from PIL import Image
+def to_png(image: Tensor, text: Mapping[str, str] | None = None) -> bytes:
+    """The PNG file of a uint8 image [C, H, W], with text fields; UserError unless C is 1 or 3."""
+    from PIL import Image, PngImagePlugin
 
     if image.shape[0] not in (1, 3):
         raise UserError(f"a PNG has 1 or 3 channels, this image has {image.shape[0]}")
+    notes = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        notes.add_text(key, value)
     pixels, file = image.permute(1, 2, 0).cpu().numpy(), BytesIO()
-    Image.fromarray(pixels[:, :, 0] if image.shape[0] == 1 else pixels).save(file, format="PNG")
+    Image.fromarray(pixels[:, :, 0] if image.shape[0] == 1 else pixels).save(
+        file, format="PNG", pnginfo=notes
+    )
     return file.getvalue()
 
 

@@ -3,14 +3,20 @@
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from scoregen import config
 from scoregen.cli.entry import DONE, check_writable, run_entry
-from scoregen.cli.sample import add_sampler_flags, choose_sampler, describe_sampler, sampler_manifest
+from scoregen.cli.sampler import (
+    add_sampler_flags,
+    choose_sampler,
+    describe_sampler,
+    guide,
+    sampler_manifest,
+)
 from scoregen.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,6 +88,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     parallel = Parallel(args.device or "auto")
     source = find_source(args.run, parallel.device)
     sampler = choose_sampler(source, args)
+    source = replace(source, denoiser=guide(source, args, parallel.device))
     out = Path(args.out) if args.out else (source.run_dir or Path()) / "metrics.json"
     check_writable(out)
     _earlier_records(out)
@@ -89,7 +96,7 @@ def _evaluate(argv: Sequence[str]) -> int:
         cost = (
             f"{args.repeats} x {args.num:,} images: {args.repeats * args.num * sampler.nfe():,} evaluations"
         )
-        print(f"{source.description}\n{describe_sampler(sampler)}\n{cost}", flush=True)
+        print(f"{source.description}\n{describe_sampler(sampler, source.denoiser)}\n{cost}", flush=True)
     evaluator = Evaluator(
         metrics,
         _reference(args.reference, source),
@@ -185,7 +192,7 @@ def _report(
                 "values": values,
                 "seeds": f"{args.seed}-{last}",
                 **source.manifest,
-                **sampler_manifest(sampler),
+                **sampler_manifest(sampler, args),
             }
         )
     write_whole(out, (json.dumps(records, indent=1) + "\n").encode())

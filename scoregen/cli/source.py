@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from scoregen import config
 from scoregen.build import ModelSpec, build_denoiser
 from scoregen.denoisers.base import Denoiser
+from scoregen.denoisers.classifier import NetworkClassifier
 from scoregen.errors import UserError
 from scoregen.training.checkpoint import latest_checkpoint
 from scoregen.training.summary import SUMMARY
@@ -41,6 +42,21 @@ def find_source(path: str | None, device: torch.device) -> Source:
 
 def load_source(path: Path, device: torch.device) -> Source:
     """The averaged weights of a run's newest whole checkpoint, or those in a safetensors file."""
+    source = _load(path, device)
+    if isinstance(source.denoiser, NetworkClassifier):
+        raise UserError(f"{path} is a classifier or discriminator: it guides a model, but draws none")
+    return source
+
+
+def load_judge(path: Path, device: torch.device) -> NetworkClassifier:
+    """The classifier or discriminator of a run or a weights file, for guidance."""
+    judge = _load(path, device).denoiser
+    if not isinstance(judge, NetworkClassifier):
+        raise UserError(f"{path} is a model that draws images, not a classifier or discriminator")
+    return judge
+
+
+def _load(path: Path, device: torch.device) -> Source:
     if path.is_dir():
         found = latest_checkpoint(path / "checkpoints")
         if found is None:

@@ -1,0 +1,87 @@
+"""Laws of what sample.py writes besides the grid, and of its guidance flags."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import TINY, Run
+from tests.cli.test_input import assert_refused
+
+MODEL = [*TINY, "trainer.total=256", "trainer.label_dropout=0.2"]
+FEW = ["--nfe", "5", "--seeds", "0-11"]
+
+
+@pytest.fixture
+def model(call: Run) -> str:
+    """A conditional digits model in the run folder "x"."""
+    assert call("train.py", *MODEL, "run_dir=x").returncode == 0
+    return "x"
+
+
+def images(out: Path) -> np.ndarray:
+    with np.load(out / "samples.npz") as file:
+        return np.asarray(file["images"])
+
+
+def tiles(path: Path, columns: int) -> np.ndarray:
+    """The 8 x 8 images of a grid whose tiles are enlarged fourfold, [rows, columns, 8, 8]."""
+    grid = np.asarray(Image.open(path))
+    rows = [grid[i + 2 : i + 34 : 4] for i in range(0, grid.shape[0] - 2, 34)]
+    return np.stack([[row[:, j + 2 : j + 34 : 4] for j in range(0, 34 * columns, 34)] for row in rows])
+
+
+def test_a_dump_goes_on_where_it_stopped_and_equals_the_whole(call: Run, model: str, tmp_path: Path) -> None:
+    assert call("sample.py", "--run", model, *FEW, "--out", "plain").returncode == 0
+    assert call("sample.py", "--run", model, "--nfe", "5", "--seeds", "0-4", "--png").returncode == 0
+    first = tmp_path / "out/images/000000/000003.png"
+    before = first.stat().st_mtime_ns
+    assert call("sample.py", "--run", model, *FEW, "--png", "--batch", "5").returncode == 0
+    assert first.stat().st_mtime_ns == before
+    assert np.abs(images(tmp_path / "plain").astype(int) - images(tmp_path / "out")).max() <= 1
+    with np.load(tmp_path / "plain/samples.npz") as a, np.load(tmp_path / "out/samples.npz") as b:
+        assert np.array_equal(a["labels"], b["labels"])
+    assert_refused(call("sample.py", "--run", model, "--nfe", "7", "--png"), "other weights or settings")
+
+
+def test_views_show_the_same_samples_as_the_grid(call: Run, model: str, tmp_path: Path) -> None:
+    views = ["--trajectory", "--interpolate", "2", "9", "--class-grid", "--class", "4"]
+    assert call("sample.py", "--run", model, *FEW, *views).returncode == 0
+    samples = images(tmp_path / "out")[..., 0].astype(int)
+    trajectory = tiles(tmp_path / "out/trajectory.png", 3)
+    assert np.abs(trajectory[:, -1] - samples[:8]).max() <= 1
+    path = tiles(tmp_path / "out/interpolation.png", 10)[0]
+    assert np.abs(path[[0, -1]] - samples[[2, 9]]).max() <= 1
+    classes = tiles(tmp_path / "out/classes.png", 10)
+    assert classes.shape[0] == 10
+    assert np.abs(classes[4] - samples[:10]).max() <= 1
+
+
+def test_neutral_guidance_is_bit_equal_and_costs_nothing(call: Run, model: str, tmp_path: Path) -> None:
+    plain = call("sample.py", "--run", model, *FEW, "--out", "plain")
+    neutral = call("sample.py", "--run", model, *FEW, "--guidance", "1", "--out", "neutral")
+    guided = call("sample.py", "--run", model, *FEW, "--guidance", "3", "--out", "guided")
+    assert "5 network evaluations" in plain.stdout
+    assert "5 network evaluations" in neutral.stdout
+    assert "10 network evaluations" in guided.stdout
+    assert np.array_equal(images(tmp_path / "plain"), images(tmp_path / "neutral"))
+    assert not np.array_equal(images(tmp_path / "plain"), images(tmp_path / "guided"))
+    assert json.loads((tmp_path / "guided/manifest.json").read_text())["guidance"] == 3
+
+
+def test_guidance_that_cannot_be_is_refused(call: Run, model: str, tmp_path: Path) -> None:
+    assert call("train.py", *TINY, "trainer.total=64", "data.conditional=false", "run_dir=u").returncode == 0
+    requests = [
+        (["--run", "u", "--guidance", "2"], "data.conditional=true"),
+        (["--run", "u", "--class-grid"], "unconditional"),
+        (["--run", model, "--guidance", "2", "--guidance-interval", "5,1"], "the lower first"),
+        (["--run", model, "--guidance", "2", "--guidance-interval", "wide"], "two noise levels"),
+        (["--run", model, "--guidance-interval", "0.2,5"], "weight"),
+        (["--run", model, "--classifier", "u"], "not a classifier"),
+        (["--run", model, "--guidance", "2", "--autoguidance", "nowhere"], "no such folder"),
+    ]
+    for request, said in requests:
+        assert_refused(call("sample.py", *FEW, *request), said)
+    assert not (tmp_path / "out").exists()

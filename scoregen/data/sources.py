@@ -133,9 +133,10 @@ def official_split(listing: Listing, split: str) -> Listing | None:
     """The part under train/ or test/ if the images lie in exactly these two folders, else None."""
     if {name.split("/")[0] for name in listing.names} != SPLITS or not all("/" in n for n in listing.names):
         return None
-    names = [name for name in listing.names if name.startswith(f"{split}/")]
+    places = [i for i, name in enumerate(listing.names) if name.startswith(f"{split}/")]
     if set(listing.class_names) != SPLITS:  # labels came from dataset.json
-        return listing.select([listing.names.index(name) for name in names])
+        return listing.select(places)
+    names = [listing.names[i] for i in places]
     inner = _from_folders([name.partition("/")[2] for name in names], f"{split}/")
     return Listing(tuple(names), inner.labels, inner.class_names)
 

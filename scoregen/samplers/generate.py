@@ -48,7 +48,8 @@ def generate(
         labels: the class of all samples; None draws each sample's class uniformly from its own seed.
 
     Raises:
-        UserError: for a batch below 1 or a class that the denoiser does not know.
+        UserError: for a batch below 1, a class that the denoiser does not know, or samples that are not
+            finite, which as images would pass for black ones.
     """
     if batch < 1:
         raise UserError(f"batch={batch}: at least 1 sample at a time")
@@ -57,7 +58,9 @@ def generate(
         rng = SampleRng(seeds[start : start + batch], device)
         noise = rng.randn(*denoiser.shape)
         cond = _draw_classes(denoiser, rng, labels)
-        yield Samples(sampler(denoiser, noise, cond, rng).float(), rng.seeds, cond)
+        x = sampler(denoiser, noise, cond, rng).float()
+        _check_finite(x, rng.seeds)
+        yield Samples(x, rng.seeds, cond)
 
 
 def _draw_classes(denoiser: Denoiser, rng: SampleRng, label: int | None) -> Tensor | None:
@@ -66,6 +69,16 @@ def _draw_classes(denoiser: Denoiser, rng: SampleRng, label: int | None) -> Tens
         return None
     drawn = rng.randint(denoiser.num_classes)
     return drawn if label is None else torch.full_like(drawn, label)
+
+
+def _check_finite(x: Tensor, seeds: Sequence[int]) -> None:
+    finite = x.flatten(1).isfinite().all(1).tolist()
+    bad = [seed for seed, fine in zip(seeds, finite, strict=True) if not fine]
+    if bad:
+        raise UserError(
+            f"{len(bad)} of {len(seeds)} samples are not finite, first that of seed {bad[0]}; the model has "
+            "diverged, or the sampler's settings do not suit it (try another sampler or precision=fp32)"
+        )
 
 
 def _check_class(denoiser: Denoiser, label: int | None) -> None:

@@ -106,3 +106,14 @@ def test_impossible_requests_are_refused() -> None:
         images(denoiser, CHURNED, [0], 1, labels=3)
     with pytest.raises(UserError, match="batch=0"):
         images(denoiser, CHURNED, [0], 0)
+
+
+def test_samples_that_are_not_finite_are_refused_by_seed() -> None:
+    class Diverged(GaussianDenoiser):
+        def forward(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
+            broken = torch.zeros(len(x)).index_fill(0, torch.tensor([1]), torch.nan)
+            return super().forward(x, sigma, cond) + broken[:, None]
+
+    denoiser = Diverged(torch.zeros(2), torch.tensor(1.0))
+    with pytest.raises(UserError, match="1 of 3 samples are not finite, first that of seed 8"):
+        next(generate(denoiser, EulerSampler(steps=3), [7, 8, 9], batch=3, device="cpu"))

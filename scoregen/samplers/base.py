@@ -125,8 +125,13 @@ def draw_like(x: Tensor, rng: Rng | None) -> Tensor:
 
 def combine(decay: float, x: Tensor, weights: Sequence[float], terms: Iterable[Tensor]) -> Tensor:
     """decay x + sum_j weights[j] terms[j], as a new tensor; weights may be fewer than terms."""
-    out = x * decay
-    for weight, term in zip(weights, terms, strict=False):
+    pairs = zip(weights, terms, strict=False)
+    if decay == 1:
+        weight, term = next(pairs)
+        out = torch.add(x, term, alpha=weight)
+    else:
+        out = x * decay
+    for weight, term in pairs:
         out.add_(term, alpha=weight)
     return out
 

@@ -72,9 +72,7 @@ class DPMv3Sampler(Sampler):
         """Step from the state x [B, *shape] at sigmas[0] through the decreasing levels."""
         statistics = self.statistics_of(denoiser, x)
         levels, memory = level_tensor(sigmas, x), deque[Tensor](maxlen=self.solver_order)
-        rules = [solver_rule(statistics, sigmas, i, self.solver_order) for i in range(len(sigmas) - 1)]
-        keep = 1 - statistics(-torch.tensor([s for s in sigmas if s > 0], dtype=torch.float64).log())[0]
-        rules, keep = [_to(rule, x) for rule in rules], keep.to(x)
+        keep, rules = _rules(statistics, tuple(sigmas), self.solver_order, x.dtype, x.device)
         for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
             denoised = denoiser_for_step(denoiser, sigma)(x, levels[i], cond).to(x.dtype)
             memory.appendleft(torch.addcmul(-denoised, keep[i], x))
@@ -152,8 +150,22 @@ def _cumulative(values: Tensor, at: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(values[:1]), parts.cumsum(0)])
 
 
-def _to(rule: _Rule, x: Tensor) -> _Rule:
-    return _Rule(rule.decay.to(x), [weight.to(x) for weight in rule.weights], rule.offset.to(x))
+@lru_cache(maxsize=4)
+def _rules(
+    statistics: ModelStatistics,
+    sigmas: tuple[float, ...],
+    order: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor, list[_Rule]]:
+    """1 - l at the levels [N, *shape] and the rule of each step: the same for every batch."""
+    keep = 1 - statistics(-torch.tensor([s for s in sigmas if s > 0], dtype=torch.float64).log())[0]
+    rules = []
+    for i in range(len(sigmas) - 1):
+        decay, weights, offset = solver_rule(statistics, sigmas, i, order)
+        cast = [tensor.to(device, dtype) for tensor in (decay, offset, *weights)]
+        rules.append(_Rule(cast[0], cast[2:], cast[1]))
+    return keep.to(device, dtype), rules
 
 
 @lru_cache(maxsize=4)

@@ -15,7 +15,7 @@ from scoregen.samplers.multistep import DPMpp2MSampler
 _STILL = 1e-10  # variance of f, in units of x squared, that float32 rounding may make of a constant
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # known by identity: rules are cached for it
 class ModelStatistics:
     """l, s and b at knots of lambda = -ln sigma; float64, on the CPU.
 

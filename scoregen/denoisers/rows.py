@@ -15,7 +15,7 @@ from scoregen.data.base import to_model_range
 from scoregen.denoisers.int8 import MAX_TERMS, has_fast_int8, int8_product
 
 _DIGIT = 127  # a digit lies in [-127, 127]
-_FLOAT32_ROUNDING = 4 * 2.0**-24  # of a sum of products, relative to the norms of its factors, per sqrt(d)
+_ROUNDING = 2.0**-24  # of float32
 _BLOCK = 4096  # rows at a time, for the caches
 
 _SPARE = 64  # candidates beyond 2 k that are compared rather than told apart by another digit
@@ -79,12 +79,12 @@ class FloatRows:
 
 
 class FloatSimilarities:
-    """One float32 matrix product; the bound is a probabilistic one, 4 sqrt(d) units of rounding."""
+    """One float32 matrix product; the bound is a probabilistic one, sqrt(d) units of rounding a product."""
 
     def __init__(self, query: Tensor, rows: Tensor, norms: Tensor) -> None:
         self.value = torch.addmm(norms * -0.5, query, rows.T)
         size = query.norm(dim=1) * norms.max().sqrt() + norms.max()
-        self.error = 2 * _FLOAT32_ROUNDING * sqrt(query.shape[1]) * size
+        self.error = 2 * _ROUNDING * sqrt(query.shape[1]) * size
 
     def refine(self, keep: Tensor) -> bool:
         """There is nothing finer than float32 here."""
@@ -110,20 +110,19 @@ class LevelRows:
     def mean(self, weights: Tensor, part: slice) -> Tensor:
         """The weighted means [b, d] of the rows, from as many digits of the weights as these need.
 
-        Rounding drops up to half the last digit's unit of every row; that is kept below 1e-5 of the mass.
+        What rounding a block's weights changes in their sum, and at random, stays below 1e-4 of its share of
+        the mass.
         """
-        rows = self.rows[part]
-        spread = float(weights.sum(1).min()) / len(rows)
-        digits = 3
-        while digits > 1 and 0.5 / _DIGIT / (2 * _DIGIT) ** (digits - 2) < 1e-5 * spread:
-            digits -= 1
-        sums = torch.zeros(len(weights), rows.shape[1], dtype=torch.float64)
+        rows, sums = self.rows[part], torch.zeros(len(weights), self.rows.shape[1], dtype=torch.float64)
         mass = torch.zeros(len(weights), 1, dtype=torch.float64)
+        enough = 1e-4 * weights.sum(1) / len(rows)
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
-            for digit, scale in split_digits(weights[:, start : start + _BLOCK], digits):
+            for digit, scale, rest in split_digits(weights[:, start : start + _BLOCK], 3):
                 sums.addcmul_(int8_product(digit, block), scale)
                 mass.addcmul_(digit.sum(1, keepdim=True), scale)
+                if (rest.sum(1).abs() + rest.norm(dim=1) <= enough * len(block)).all():
+                    break
         return ((sums / mass + 0.5) / 127.5).float()
 
     def gather(self, indices: Tensor) -> Tensor:
@@ -138,13 +137,9 @@ class LevelSimilarities:
         self.rows, self.digits = rows, list(split_digits(query, 3))
         self.value = torch.empty(len(query), len(rows))
         self.value[:] = norms * -0.5
-        rest = query.clone()
-        self.rest = []
-        for digit, scale in self.digits:
-            rest = rest - digit * scale
-            self.rest.append(rest.norm(dim=1))
+        self.rest = [rest.norm(dim=1) for _, _, rest in self.digits]
         self.radius = norms.max().sqrt()
-        self.rounding = _FLOAT32_ROUNDING * (query.norm(dim=1) * self.radius + self.radius**2)
+        self.rounding = 4 * _ROUNDING * (query.norm(dim=1) * self.radius + self.radius**2)
         self.keep, self.used = torch.arange(len(query)), 0
         self.refine(self.keep)
 
@@ -154,7 +149,7 @@ class LevelSimilarities:
             return False
         if len(keep) < len(self.value):
             self.value, self.keep = self.value[keep], self.keep[keep]
-        digit, scale = self.digits[self.used]
+        digit, scale, _ = self.digits[self.used]
         digit, scale = digit[self.keep], scale[self.keep] / 127.5
         for rows, value in zip(self.rows.split(_BLOCK), self.value.split(_BLOCK, 1), strict=True):
             value.addcmul_(int8_product(digit, rows.T), scale)
@@ -173,13 +168,16 @@ def as_rows(data: Tensor) -> Rows:
     )
 
 
-def split_digits(x: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Digits int8 [b, d] and scales [b, 1]: x = sum digit scale + rest, which each makes 254 times less."""
+def split_digits(x: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Digits int8 [b, d], their scales [b, 1] and what is left of x then: x = sum digit scale + rest.
+
+    Every digit leaves 254 times less.
+    """
     scale = x.abs().amax(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny) / _DIGIT
     for _ in range(count):
         digit = (x / scale).round_()
         x = torch.addcmul(x, digit, scale, value=-1)
-        yield digit.to(torch.int8), scale
+        yield digit.to(torch.int8), scale, x
         scale = scale / (2 * _DIGIT)
 
 

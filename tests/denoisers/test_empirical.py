@@ -128,9 +128,10 @@ def test_digits_add_up() -> None:
     x = torch.randn(5, 100, generator=generator("x")) * torch.tensor([1e-3, 1, 0, 50, 1e4])[:, None]
     for count, left in [(1, 4e-3), (2, 1.6e-5), (3, 1e-7)]:
         parts = list(split_digits(x, count))
-        whole = sum(digit.double() * scale.double() for digit, scale in parts)
+        whole = sum(digit.double() * scale.double() for digit, scale, _ in parts)
+        torch.testing.assert_close(whole + parts[-1][2], x.double(), rtol=1e-6, atol=0)
         assert ((whole - x).abs() <= left * x.abs().amax(1, keepdim=True)).all()
-        assert all(digit.abs().max() <= 127 for digit, _ in parts)
+        assert all(digit.abs().max() <= 127 for digit, _, _ in parts)
 
 
 @KINDS

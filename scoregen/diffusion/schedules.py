@@ -17,7 +17,8 @@ def vp_sigma(t: Tensor, *, beta_d: float = VP_BETA_D, beta_min: float = VP_BETA_
 
 def vp_level(t: float, *, beta_d: float = VP_BETA_D, beta_min: float = VP_BETA_MIN) -> float:
     """`vp_sigma` of one Python float."""
-    return float(vp_sigma(torch.tensor(t, dtype=torch.float64), beta_d=beta_d, beta_min=beta_min))
+    at = torch.tensor(t, dtype=torch.float64, device="cpu")  # a value even where the default device is meta
+    return float(vp_sigma(at, beta_d=beta_d, beta_min=beta_min))
 
 
 def vp_time(sigma: Tensor, *, beta_d: float = VP_BETA_D, beta_min: float = VP_BETA_MIN) -> Tensor:

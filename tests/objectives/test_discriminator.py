@@ -23,6 +23,7 @@ from scoregen.errors import UserError
 from scoregen.objectives.base import Loss
 from scoregen.objectives.classifier import ClassifierLoss
 from scoregen.objectives.discriminator import DiscriminatorLoss
+from scoregen.plan import plan
 from scoregen.rng import BatchRng, generator
 from scoregen.training.trainer import Trainer
 from scoregen.training.weights import load_weights
@@ -247,6 +248,12 @@ def test_a_run_learns_resumes_exactly_and_guides(kind: str, black: str, tmp_path
         pushed = build_guidance(denoiser, **{kind: judge})(x, sigma, cond) - denoiser(x, sigma, cond)
     assert pushed.abs().amax((1, 2, 3)).min() > 1e-6
     assert all(p.grad is None for p in denoiser.parameters())
+
+
+@pytest.mark.parametrize("kind", ["classifier", "discriminator"])
+def test_a_run_is_planned_before_there_are_generated_images(kind: str) -> None:
+    cfg, _ = config.compose([f"experiment=digits_{kind}"])
+    assert "parameters" in plan(cfg)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from scoregen.diffusion.grids import KarrasGrid
 from scoregen.errors import UserError
 from scoregen.rng import generator
 from scoregen.samplers.dpm_v3 import DPMv3Sampler
-from scoregen.samplers.model_statistics import ModelStatistics, estimate_statistics
+from scoregen.samplers.model_statistics import ModelStatistics, estimate_statistics, regress
 from scoregen.samplers.multistep import DPMpp3MSampler
 
 MEAN, VARIANCES = torch.tensor([0.3, -0.5, 2.0]).double(), torch.tensor([0.09, 1.0, 0.01]).double()
@@ -92,6 +92,15 @@ def test_statistics_of_gaussian_data_are_the_closed_form() -> None:
     exact = gaussian_statistics(4000)(found.knots)
     torch.testing.assert_close(found.values[:2], exact[:2], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.values[2, 2:-2], exact[2, 2:-2], rtol=0, atol=2e-3)
+
+
+def test_the_regression_finds_a_linear_law_of_f() -> None:
+    """f' = -0.7 f + 0.2 for every trajectory."""
+    at = torch.linspace(0, 2, 400, dtype=torch.float64)
+    f = 0.2 / 0.7 + (normal(30, 2) - 0.2 / 0.7) * (-0.7 * at).exp()[:, None, None]
+    _, s, b = regress(at, f, torch.zeros_like(f), torch.zeros(400, 2, dtype=torch.float64)).values
+    torch.testing.assert_close(s, torch.full_like(s, -0.7), rtol=0, atol=1e-4)
+    torch.testing.assert_close(b, torch.full_like(b, 0.2), rtol=0, atol=1e-4)
 
 
 def test_statistics_are_estimated_anew_where_the_weights_change() -> None:

@@ -144,7 +144,8 @@ class EmpiricalDenoiser(nn.Module):
                 out[todo[i]] = self._of_few(query[todo[i]], variance[todo[i]], rows)
             known = ~few & (nats <= _KNOWN * sqrt(query.shape[1]))
             if known.any():
-                out[todo[known]] = self._of_many(similar.value[known], variance[todo[known]], part)
+                value = similar.value if known.all() else similar.value[known]
+                out[todo[known]] = self._of_many(value, variance[todo[known]], part)
             keep = (~few & ~known).nonzero().flatten()
             todo = todo[keep]
             if len(todo) and not similar.refine(keep):
@@ -158,7 +159,7 @@ class EmpiricalDenoiser(nn.Module):
         return weighted_mean(rows, (squared_distance(query, rows) / (-2 * variance.double())).softmax(0))
 
     def _of_many(self, similarity: Tensor, variance: Tensor, part: slice) -> Tensor:
-        """The posterior means over all rows of a class from similarities [b, n]: [b, d]."""
-        logits = similarity - similarity.amax(1, keepdim=True)
+        """The posterior means over all rows of a class from similarities [b, n], which are used up: [b, d]."""
+        logits = similarity.sub_(similarity.amax(1, keepdim=True))
         logits = logits.div_(variance[:, None]).clamp_(min=_NEGLIGIBLE)
         return self.rows.mean(logits.exp_(), part)

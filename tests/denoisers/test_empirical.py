@@ -154,15 +154,19 @@ def test_moving_the_module_moves_its_operand() -> None:
     assert denoiser.double().rows is not before
 
 
+@pytest.fixture(scope="module")
+def cifar10() -> Tensor:
+    from scoregen.data.cifar10 import load_cifar10
+
+    return load_cifar10(split="test").x
+
+
 @pytest.mark.data
 @pytest.mark.skipif(
     "SCOREGEN_DATA" not in os.environ, reason="set SCOREGEN_DATA to a folder with the data sets"
 )
 @pytest.mark.parametrize("sigma", [0.05, 1.0, 3.0, 80.0])
-def test_cifar10_is_exact_at_every_noise_level(sigma: float) -> None:
-    from scoregen.data.cifar10 import load_cifar10
-
-    data = load_cifar10(split="test").x
-    denoiser, x = EmpiricalDenoiser(data), noisy(data, 8, sigma)
+def test_cifar10_is_exact_at_every_noise_level(sigma: float, cifar10: Tensor) -> None:
+    denoiser, x = EmpiricalDenoiser(cifar10), noisy(cifar10, 8, sigma)
     exact = same_in_float64(denoiser, x, sigma)
     torch.testing.assert_close(denoiser(x, torch.tensor(sigma)).double(), exact, rtol=0, atol=1e-4)

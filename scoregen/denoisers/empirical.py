@@ -159,7 +159,7 @@ class EmpiricalDenoiser(nn.Module):
         return weighted_mean(rows, (squared_distance(query, rows) / (-2 * variance.double())).softmax(0))
 
     def _of_many(self, similarity: Tensor, variance: Tensor, part: slice) -> Tensor:
-        """The posterior means over all rows of a class, [b, d], from similarities [b, n], which it uses up."""
+        """The posterior means over all rows of a class, [b, d], from similarities [b, n], overwritten."""
         logits = similarity.sub_(similarity.amax(1, keepdim=True))
         logits = logits.div_(variance[:, None]).clamp_(min=_NEGLIGIBLE)
         return self.rows.mean(logits.exp_(), part)

@@ -107,6 +107,18 @@ def test_a_sample_depends_on_its_seed_only(data: Tensor) -> None:
     torch.testing.assert_close(sample([6])[0], together[2], rtol=0, atol=1e-6)
 
 
+def test_noise_is_settled_once_a_trajectory_and_for_each_sample(data: Tensor) -> None:
+    smoothed = SmoothedDenoiser(EmpiricalDenoiser(data), sigma_s=1.0, noises=2)
+    grid = FlowGrid(sigma_max=99.0)
+    sampler = ClosedFormSampler(50, grid, state_dtype="float64", start="noise")
+    x = sampler(smoothed, normal(1, 3).expand(6, 3), rng=SampleRng([1, 2, 3, 4, 5, 1]))
+    assert len(torch.unique(x[:5].round(decimals=6), dim=0)) > 1
+    torch.testing.assert_close(x[5], x[0])
+    settled = smoothed.for_trajectory(SampleRng([1]))
+    expected = EulerSampler(50, grid, state_dtype="float64")(settled, normal(1, 3))
+    torch.testing.assert_close(x[:1], expected)
+
+
 def test_classes_start_from_their_own_data(data: Tensor) -> None:
     labels = torch.arange(60) % 2
     denoiser = EmpiricalDenoiser(data, labels)

@@ -24,8 +24,10 @@ from scoregen.objectives.classifier import ClassifierLoss
 from scoregen.objectives.discriminator import DiscriminatorLoss
 from scoregen.parallel import Parallel
 from scoregen.rng import derive_seed
+from scoregen.samplers.fit import fit_sampler
 from scoregen.training.checkpoint import latest_checkpoint
-from scoregen.training.hooks import HeldoutHook, Hook
+from scoregen.training.hooks import EvaluateHook, GridHook, HeldoutHook, Hook
+from scoregen.training.hooks.evaluate import REFERENCES
 from scoregen.training.lock import FolderLock
 from scoregen.training.loggers import JSONLLogger, Logger
 from scoregen.training.step import TrainStep
@@ -136,7 +138,9 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         optimizer=config.instantiate(cfg.optimizer, params=list(step.parameters())),
         schedule=config.instantiate(cfg.schedule),
         ema=config.instantiate(cfg.ema),
-        sampler=config.instantiate(cfg.sampler),
+        sampler=fit_sampler(
+            config.instantiate(cfg.sampler), step.denoiser, lambda: data, run_dir / REFERENCES
+        ),
         hooks=hooks,
         loggers=build_loggers(cfg, run_dir) if parallel.is_main else [],
         parallel=parallel,
@@ -145,6 +149,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         lock=lock,
         metadata={"config": config.to_yaml(cfg), "model": spec.to_json(), **provenance()},
     )
+    _check_hooks(step.denoiser, hooks)
     trainer.resume()
     if parallel.is_main:
         if trainer.nimg == 0:
@@ -163,6 +168,14 @@ def build_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
     """The JSON lines that every run writes, and the logger chosen beside them."""
     chosen: Logger = config.instantiate(cfg.logger, run_dir=run_dir)
     return [chosen] if isinstance(chosen, JSONLLogger) else [JSONLLogger(run_dir), chosen]
+
+
+def _check_hooks(denoiser: NetworkDenoiser, hooks: dict[str, Hook]) -> None:
+    """Refuse to draw from what does not draw."""
+    drawing = (EvaluateHook, GridHook, HeldoutHook)
+    active = [name for name, hook in hooks.items() if isinstance(hook, drawing) and hook.every is not None]
+    if isinstance(denoiser, NetworkClassifier) and active:
+        raise UserError(f"hooks.{active[0]} is for models that draw images; set hooks.{active[0]}.every=null")
 
 
 def _needs_heldout(hooks: dict[str, Hook]) -> bool:

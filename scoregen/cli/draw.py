@@ -16,6 +16,8 @@ from torch import Tensor
 from scoregen import __version__
 from scoregen.cli.dump import ImageDump
 from scoregen.denoisers.base import Denoiser
+from scoregen.denoisers.empirical import EmpiricalDenoiser
+from scoregen.denoisers.smoothed import training_set
 from scoregen.errors import UserError
 from scoregen.images import make_grid, picture, to_png, to_uint8
 from scoregen.parallel import Parallel
@@ -26,6 +28,7 @@ from scoregen.samplers.views import interpolate_noise, trajectory
 from scoregen.training.weights import write_whole
 
 VIEW_COLUMNS = 10
+COPY_DISTANCE = 1 / 127.5  # root mean square, one level of uint8: what the eye takes for the same image
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,18 @@ def _ordered(parts: Sequence[Samples], seeds: Sequence[int]) -> Samples:
     labels = [part.labels for part in parts if part.labels is not None]
     x = torch.cat([part.x for part in parts])[order]
     return Samples(x, tuple(seeds), torch.cat(labels)[order] if labels else None)
+
+
+def nearest_training_samples(
+    denoiser: Denoiser, samples: Samples, device: torch.device | str
+) -> dict[str, Any]:
+    """For a model made of training data: how far each sample is from the nearest, so that copies show."""
+    if not isinstance(denoiser, EmpiricalDenoiser) and not hasattr(denoiser, "training_set"):
+        return {}
+    distances, indices = training_set(denoiser).nearest(samples.x.to(device))
+    copies = int((distances < COPY_DISTANCE * samples.x[0].numel() ** 0.5).sum())
+    print(f"{copies} of {len(distances)} samples copy training samples (fewer with a higher --sigma-s)")
+    return {"nearest_training_distance": distances.tolist(), "nearest_training_index": indices.tolist()}
 
 
 def write_samples(out: Path, manifest: dict[str, Any], samples: Samples) -> list[str]:

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def run_entry(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None =
     """
     # Waiting threads must sleep: spinning makes small networks many times slower on shared cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    warnings.formatwarning = lambda message, *_: f"WARNING: {message}\n"  # the reader needs no line of ours
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         return body(sys.argv[1:] if argv is None else argv)

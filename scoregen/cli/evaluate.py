@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from scoregen import config
 from scoregen.cli.entry import DONE, check_writable, run_entry
 from scoregen.cli.sampler import (
     add_sampler_flags,
     choose_sampler,
+    choose_source,
     describe_sampler,
     guide,
     sampler_manifest,
@@ -78,15 +78,13 @@ def _evaluate(argv: Sequence[str]) -> int:
             raise UserError(f"--{flag} {getattr(args, flag)}: at least 1")
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: at least 0")
-    from scoregen.cli.source import find_source
     from scoregen.evaluation.metrics import Evaluator, check_metrics
     from scoregen.parallel import Parallel
-    from scoregen.training.hooks.evaluate import REFERENCES
 
     metrics = args.metrics.split(",")
     check_metrics(metrics)
     parallel = Parallel(args.device or "auto")
-    source = find_source(args.run, parallel.device)
+    source = choose_source(args, parallel.device)
     sampler = choose_sampler(source, args)
     source = replace(source, denoiser=guide(source, args, parallel.device))
     out = Path(args.out) if args.out else (source.run_dir or Path()) / "metrics.json"
@@ -102,7 +100,7 @@ def _evaluate(argv: Sequence[str]) -> int:
         _reference(args.reference, source),
         weights=args.inception_weights,
         device=parallel.device,
-        cache=None if source.run_dir is None else source.run_dir / REFERENCES,
+        cache=source.cache,
         processes=parallel,
     )
     repeats = [_repeat(evaluator, source, sampler, args, parallel, k) for k in range(args.repeats)]
@@ -115,22 +113,11 @@ def _evaluate(argv: Sequence[str]) -> int:
 def _reference(name: str | None, source: "Source") -> "Dataset | Path":
     """What --reference means: statistics, a data set by name, images at a path, or the training data."""
     from scoregen.build import build_data
+    from scoregen.cli.source import data_config
 
     if name is None:
-        return build_data(source.cfg, "train")
-    if Path(name).suffix == ".npz":
-        return Path(name)
-    if name in config.groups()["data"]:
-        cfg, problems = config.compose([f"data={name}"])
-    elif Path(name).exists():
-        cfg, problems = config.compose(["data=folder", f"data.root={name}"])
-    else:
-        known = ", ".join(config.groups()["data"])
-        raise UserError(
-            f"--reference {name}: no such file or folder, and no data set of that name; known: {known}"
-        )
-    config.refuse(problems)
-    return build_data(cfg, "train")
+        return source.data()
+    return Path(name) if Path(name).suffix == ".npz" else build_data(data_config(name), "train")
 
 
 def _repeat(
@@ -192,7 +179,7 @@ def _report(
                 "values": values,
                 "seeds": f"{args.seed}-{last}",
                 **source.manifest,
-                **sampler_manifest(sampler, args),
+                **sampler_manifest(sampler, source.denoiser, args),
             }
         )
     write_whole(out, (json.dumps(records, indent=1) + "\n").encode())

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scoregen.cli.entry import DONE, check_writable, run_entry
-from scoregen.cli.sampler import add_sampler_flags, choose_sampler, describe_sampler, guide, sampler_manifest
+from scoregen.cli.sampler import (
+    add_sampler_flags,
+    choose_sampler,
+    choose_source,
+    describe_sampler,
+    guide,
+    sampler_manifest,
+)
 from scoregen.errors import UserError
 
 MOST_SEEDS = 10_000_000  # the samples of one call are held in memory
@@ -17,6 +24,7 @@ examples:
   python sample.py --run runs/x --seeds 0-63 --out out/  64 images of a run, with its own sampler
   python sample.py --run runs/x --nfe 35 s_churn=40      a budget of network evaluations; a sampler's setting
   python sample.py --run ema.safetensors --class 3       a weights file; one class of a conditional model
+  python sample.py --data mnist --seeds 0-63             new images from a data set, with no training at all
   python sample.py --sampler unipc --nfe 11              another solver; --list shows them all
   python sample.py --guidance 2 --guidance-interval 0.2,5   classifier-free guidance between two noise levels
 
@@ -77,22 +85,22 @@ def _sample(argv: Sequence[str]) -> int:
         print(format_table(sampler_table(args.steps or 18)))
         return DONE
     seeds = parse_seeds(args.seeds)
-    from scoregen.cli.draw import Draw, check_views, write_samples, write_views
+    from scoregen.cli.draw import Draw, check_views, nearest_training_samples, write_samples, write_views
     from scoregen.cli.dump import ImageDump
-    from scoregen.cli.source import find_source
     from scoregen.parallel import Parallel
 
     parallel = Parallel(args.device or "auto")
-    source, out = find_source(args.run, parallel.device), Path(args.out)
+    source, out = choose_source(args, parallel.device), Path(args.out)
     sampler, denoiser = choose_sampler(source, args), guide(source, args, parallel.device)
     check_views(denoiser, args)
     check_writable(out / "samples.npz")
     if parallel.is_main:
         print(f"{source.description}\n{describe_sampler(sampler, denoiser)}", flush=True)
-    manifest = {**source.manifest, **sampler_manifest(sampler, args)}
+    manifest = {**source.manifest, **sampler_manifest(sampler, denoiser, args)}
     draw = Draw(denoiser, sampler, args.label, args.batch, parallel)
     samples = draw(seeds, ImageDump(out / "images", manifest) if args.png else None)
     if samples is not None:
+        manifest |= nearest_training_samples(source.denoiser, samples, parallel.device)
         written = [*write_samples(out, manifest, samples), *write_views(out, draw, seeds, args)]
         print(f"wrote {', '.join(str(out / name) for name in written)}")
     parallel.close()

@@ -1,6 +1,7 @@
 """The flags of sample.py and evaluate.py that choose a sampler and guidance, and what results say of them."""
 
 import argparse
+import logging
 from dataclasses import fields, is_dataclass, replace
 from math import isinf
 from pathlib import Path
@@ -18,12 +19,18 @@ if TYPE_CHECKING:
     from scoregen.samplers.base import Sampler
 
 
+ESTIMATORS = ("exact", "neighbours", "importance")
+
+
 def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of sample.py and evaluate.py that choose a model and a sampler."""
     samplers = config.groups()["sampler"]
     parser.add_argument(
         "--run", metavar="PATH", help="a run folder or a .safetensors file (default: the latest run)"
     )
+    parser.add_argument("--data", metavar="NAME", help="instead of a run: a data set in closed form")
+    parser.add_argument("--estimator", choices=ESTIMATORS, default="exact", help="of --data (default exact)")
+    parser.add_argument("--sigma-s", type=float, default=2.0, metavar="S", help="smoothing of --data (2)")
     parser.add_argument("--sampler", metavar="NAME", help=f"{', '.join(samplers)} (default: the run's)")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--steps", type=int, help="solver steps")
@@ -42,8 +49,22 @@ def add_sampler_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a setting of the sampler")
 
 
+def choose_source(args: argparse.Namespace, device: "torch.device") -> "Source":
+    """The model that the flags name: a run, a weights file, or a data set in closed form."""
+    from scoregen.cli.source import closed_form_source, find_source
+
+    if args.data is None:
+        return find_source(args.run, device)
+    if args.run is not None:
+        raise UserError("--run and --data: give one of them, a trained model or a data set")
+    if args.sigma_s < 0:
+        raise UserError(f"--sigma-s {args.sigma_s:g}: at least 0")
+    return closed_form_source(args.data, device, estimator=args.estimator, sigma_s=args.sigma_s)
+
+
 def choose_sampler(source: "Source", args: argparse.Namespace) -> "Sampler":
     """The run's sampler, or the one named, with the settings and the budget of the command line."""
+    from scoregen.samplers.fit import fit_sampler
     from scoregen.samplers.generate import steps_for_nfe
     from scoregen.validation import check_choice
 
@@ -54,7 +75,9 @@ def choose_sampler(source: "Source", args: argparse.Namespace) -> "Sampler":
         cfg, problems = config.adjust(source.cfg.sampler, settings)
     config.refuse(problems + check_choice(cfg, "sampler"))
     sampler: Sampler = config.instantiate(cfg)
-    return sampler if args.nfe is None else replace(sampler, steps=steps_for_nfe(sampler, args.nfe))
+    if args.nfe is not None:
+        sampler = replace(sampler, steps=steps_for_nfe(sampler, args.nfe))
+    return fit_sampler(sampler, source.denoiser, source.data, source.cache)
 
 
 def guide(source: "Source", args: argparse.Namespace, device: "torch.device") -> "Denoiser":
@@ -62,6 +85,8 @@ def guide(source: "Source", args: argparse.Namespace, device: "torch.device") ->
     from scoregen.cli.source import load_judge, load_source
     from scoregen.denoisers.guidance import build_guidance
 
+    if args.guidance != 1 and not args.autoguidance:
+        _warn_untrained_null_class(source)
     weaker = load_source(Path(args.autoguidance), device).denoiser if args.autoguidance else None
     weight = args.discriminator_weight
     return build_guidance(
@@ -74,6 +99,14 @@ def guide(source: "Source", args: argparse.Namespace, device: "torch.device") ->
         discriminator=load_judge(Path(args.discriminator), device) if args.discriminator else None,
         discriminator_weights=(weight, weight),
     )
+
+
+def _warn_untrained_null_class(source: "Source") -> None:
+    if source.run_dir and source.denoiser.num_classes and not source.cfg.trainer.get("label_dropout"):
+        logging.getLogger(__name__).warning(
+            "%s was trained with trainer.label_dropout=0: it has never seen the null class that "
+            "classifier-free guidance compares with", source.run_dir
+        )  # fmt: skip
 
 
 def _parse_interval(text: str | None) -> tuple[float, float] | None:
@@ -94,8 +127,10 @@ def describe_sampler(sampler: "Sampler", denoiser: "Denoiser") -> str:
     return f"{type(sampler).__name__}: {sampler.steps} steps, {nfe} network evaluations per image"
 
 
-def sampler_manifest(sampler: "Sampler", args: argparse.Namespace) -> dict[str, Any]:
-    """What a result file says of its sampler and guidance."""
+def sampler_manifest(sampler: "Sampler", denoiser: "Denoiser", args: argparse.Namespace) -> dict[str, Any]:
+    """What a result file says of its sampler, its guidance, and the network evaluations a sample."""
+    from scoregen.denoisers.guidance import count_evaluations
+
     flags = ("guidance", "guidance_interval", "autoguidance", "classifier", "discriminator", "label")
     chosen = {flag: value for flag in flags if (value := getattr(args, flag)) not in (None, 1.0)}
     weights = {
@@ -103,7 +138,8 @@ def sampler_manifest(sampler: "Sampler", args: argparse.Namespace) -> dict[str, 
         for judge in ("classifier", "discriminator")
         if judge in chosen
     }
-    return {"sampler": _plain(sampler), "steps": sampler.steps, "nfe": sampler.nfe(), **chosen, **weights}
+    nfe = count_evaluations(sampler, denoiser)
+    return {"sampler": _plain(sampler), "steps": sampler.steps, "nfe": nfe, **chosen, **weights}
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """Where the entries get their denoiser: a run folder, a weights file, or the embedded data in closed form."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,16 @@ import torch
 from omegaconf import DictConfig
 
 from scoregen import config
-from scoregen.build import ModelSpec, build_denoiser
+from scoregen.build import ModelSpec, build_data, build_denoiser
+from scoregen.data.base import Dataset
+from scoregen.data.digits import load_digits
 from scoregen.denoisers.base import Denoiser
 from scoregen.denoisers.classifier import NetworkClassifier
+from scoregen.denoisers.closed_form import Estimator, closed_form_denoiser
+from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.errors import UserError
 from scoregen.training.checkpoint import latest_checkpoint
+from scoregen.training.hooks.evaluate import REFERENCES
 from scoregen.training.summary import SUMMARY
 from scoregen.training.weights import load_weights, read_weights, weights_hash
 
@@ -27,17 +33,25 @@ class Source:
     cfg: DictConfig
     description: str
     manifest: dict[str, Any]
+    data: Callable[[], Dataset]  # reads the training data
     run_dir: Path | None = None
+
+    @property
+    def cache(self) -> Path | None:
+        """Where statistics of the training data are kept."""
+        return None if self.run_dir is None else self.run_dir / REFERENCES
 
 
 def find_source(path: str | None, device: torch.device) -> Source:
     """The model at `path`; without one that of the latest finished run, else the embedded data themselves."""
-    if path is None:
-        finished = sorted(RUNS.glob(f"*/{SUMMARY}"), key=lambda file: file.stat().st_mtime)
-        if not finished:
-            return closed_form_source(device)
-        path = str(finished[-1].parent)
-    return load_source(Path(path), device)
+    if path is not None:
+        return load_source(Path(path), device)
+    finished = sorted(RUNS.glob(f"*/{SUMMARY}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for summary in finished:
+        source = _load(summary.parent, device)
+        if not isinstance(source.denoiser, NetworkClassifier):
+            return source
+    return _embedded_source(device)
 
 
 def load_source(path: Path, device: torch.device) -> Source:
@@ -84,23 +98,52 @@ def _load(path: Path, device: torch.device) -> Source:
         cfg,
         f"{weights} ({nimg:,} images, sha256 {digest})",
         {"run": str(path), "weights": str(weights), "weights_sha256": digest, "nimg": nimg},
+        lambda: build_data(cfg, "train"),
         run_dir,
     )
 
 
-def closed_form_source(device: torch.device) -> Source:
-    """The embedded digits as an exact denoiser: no training, and no image that is not one of them."""
-    from scoregen.data.base import to_model_range
-    from scoregen.data.digits import load_digits
-    from scoregen.denoisers.empirical import EmpiricalDenoiser
+def closed_form_source(
+    name: str, device: torch.device, *, estimator: Estimator = "exact", sigma_s: float = 2.0
+) -> Source:
+    """A data set as a model, with no training: by the name of its configuration, or images at a path."""
+    cfg = data_config(name)
+    choice, problems = config.choose("sampler", "closed_form")
+    config.refuse(problems)
+    cfg.sampler = choice
+    data = build_data(cfg, "train")
+    denoiser = closed_form_denoiser(data, estimator=estimator, sigma_s=sigma_s)
+    return Source(
+        denoiser.to(device) if isinstance(denoiser, torch.nn.Module) else denoiser,
+        cfg,
+        f"closed form of {data.name}: {len(data):,} training samples, {estimator}, smoothed by {sigma_s:g}",
+        {"closed_form": name, "estimator": estimator, "sigma_s": sigma_s, "data_sha256": data.fingerprint},
+        lambda: data,
+    )
 
+
+def data_config(name: str) -> DictConfig:
+    """The configuration with the data set of that name, or with the images at that path."""
+    if name in config.groups()["data"]:
+        cfg, problems = config.compose([f"data={name}"])
+    elif Path(name).exists():
+        cfg, problems = config.compose(["data=folder", f"data.root={name}"])
+    else:
+        known = ", ".join(config.groups()["data"])
+        raise UserError(f"{name}: no such file or folder, and no data set of that name; known: {known}")
+    config.refuse(problems)
+    return cfg
+
+
+def _embedded_source(device: torch.device) -> Source:
+    """The embedded digits as an exact denoiser: no training, and no image that is not one of them."""
     cfg, _ = config.compose([])
     data = load_digits()
-    denoiser = EmpiricalDenoiser(to_model_range(data.x), data.label).to(device)
     return Source(
-        denoiser,
+        EmpiricalDenoiser(data.x, data.label).to(device),
         cfg,
         f"no finished run under {RUNS}/: sampling the closed form of the {len(data):,} embedded training "
         "digits, which needs no training and can only return those; `python train.py` trains a model",
         {"run": None, "weights": "closed form of the embedded digits", "data_sha256": data.fingerprint},
+        lambda: data,
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -63,6 +63,13 @@ class ClosedFormSampler(EulerSampler):
     steps: PositiveInt = 5
     grid: SigmaGrid = FlowGrid()
     start: Literal["data", "noise"] = "data"
+
+    reference: ClassVar[str] = "Scarvelis et al. 2023, arXiv 2310.12395"
+
+    @property
+    def deterministic(self) -> bool:
+        """From noise; from data a training sample is drawn."""
+        return self.start == "noise"
 
     def iterate(
         self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, rng: Rng | None = None

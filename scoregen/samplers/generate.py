@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from scoregen.denoisers.base import Denoiser
+from scoregen.denoisers.latent import LatentDenoiser
 from scoregen.errors import UserError
 from scoregen.images import to_uint8
 from scoregen.rng import SampleRng
@@ -37,7 +38,7 @@ def generate(
     device: torch.device | str,
     labels: int | None = None,
 ) -> Iterator[Samples]:
-    """Draw one sample per seed, in batches.
+    """Draw one sample per seed, in batches; latents are decoded.
 
     Args:
         denoiser: any denoiser, on `device`.
@@ -59,6 +60,8 @@ def generate(
         noise = rng.randn(*denoiser.shape)
         cond = _draw_classes(denoiser, rng, labels)
         x = sampler(denoiser, noise, cond, rng).float()
+        if isinstance(denoiser, LatentDenoiser):
+            x = denoiser.decode(x)
         _check_finite(x, rng.seeds)
         yield Samples(x, rng.seeds, cond)
 

@@ -6,6 +6,11 @@ from typing import NamedTuple
 from scoregen.errors import UserError
 from scoregen.samplers import SAMPLERS
 from scoregen.samplers.base import Sampler
+from scoregen.samplers.closed_form import ClosedFormSampler
+from scoregen.samplers.teleport import TeleportSampler
+
+# Made for training data or moments of them, and so not built from their defaults like the registered ones.
+OF_DATA: dict[str, type[Sampler]] = {"closed_form": ClosedFormSampler, "teleport": TeleportSampler}
 
 
 class SamplerRow(NamedTuple):
@@ -19,9 +24,9 @@ class SamplerRow(NamedTuple):
 
 
 def sampler_table(steps: int = 18) -> list[SamplerRow]:
-    """A row for each registered sampler, with what `steps` steps cost (or the number that it insists on)."""
+    """A row for each sampler, with what `steps` steps cost (or the number that it insists on)."""
     rows = []
-    for name, kind in SAMPLERS.items():
+    for name, kind in (SAMPLERS | OF_DATA).items():
         sampler = _with_steps(kind(), steps)
         rows.append(SamplerRow(name, sampler.order, sampler.nfe(), sampler.deterministic, sampler.reference))
     return rows

@@ -70,6 +70,7 @@ class TeleportSampler(Sampler):
     inner: Sampler = HeunSampler()  # noqa: RUF009 - frozen
 
     order: ClassVar[float | None] = None  # the jump's error does not fall with the number of steps
+    reference: ClassVar[str] = "Wang and Vastola 2024, arXiv 2412.09726"
 
     def __post_init__(self) -> None:
         low, high = self.grid.sigma_min, self.grid.sigma_max
@@ -78,6 +79,11 @@ class TeleportSampler(Sampler):
                 f"teleport: sigma_skip={self.sigma_skip:g} must lie above the grid's sigma_min={low:g} and "
                 f"not above its sigma_max={high:g}; for 32 x 32 images use 10 to 20, for 64 x 64 use 20 to 40"
             )
+
+    @property
+    def deterministic(self) -> bool:
+        """As the inner sampler."""
+        return self.inner.deterministic
 
     @property
     def continuation(self) -> Sampler:

@@ -290,3 +290,20 @@ def test_an_interrupt_is_told_in_one_line(call: Run, monkeypatch: pytest.MonkeyP
     done = call("sample.py")
     assert done.returncode == 130
     assert done.stderr == "interrupted; give the same command again\n"
+
+
+def test_a_classifier_neither_draws_in_training_nor_after(call: Run, tmp_path: Path) -> None:
+    network = [
+        "network=classifier",
+        "objective=classifier",
+        "trainer.total=64",
+        "trainer.batch=32",
+        "device=cpu",
+    ]
+    off = ["hooks.grid.every=null", "hooks.heldout.every=null"]
+    assert_refused(
+        call("train.py", *network, "hooks.heldout.every=null", "run_dir=x"), "hooks.grid.every=null"
+    )
+    assert call("train.py", *network, *off, "run_dir=runs/judge").returncode == 0
+    assert_refused(call("sample.py", "--run", "runs/judge"), "guides a model")
+    assert "closed form" in call("sample.py", "--steps", "2", "--seeds", "0-3").stdout

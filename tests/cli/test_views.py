@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scoregen import config
 from tests.cli.conftest import TINY, Run
 from tests.cli.test_input import assert_refused
 
@@ -85,3 +86,34 @@ def test_guidance_that_cannot_be_is_refused(call: Run, model: str, tmp_path: Pat
     for request, said in requests:
         assert_refused(call("sample.py", *FEW, *request), said)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_is_sampled_with_no_training_and_shows_its_copies(call: Run, tmp_path: Path) -> None:
+    few = ["--data", "digits", "--seeds", "0-15"]
+    copies = call("sample.py", *few, "--sigma-s", "0", "--out", "copies")
+    assert "16 of 16 samples copy training samples" in copies.stdout
+    new = call("sample.py", *few, "--out", "new")
+    assert "0 of 16 samples copy training samples" in new.stdout
+    manifest = json.loads((tmp_path / "new/manifest.json").read_text())
+    assert min(manifest["nearest_training_distance"]) > 0.1
+    assert manifest["closed_form"] == "digits"
+    assert_refused(call("sample.py", "--data", "digits", "--run", "x"), "--run and --data")
+    assert_refused(call("sample.py", "--data", "digts"), "no data set of that name")
+    assert_refused(call("sample.py", "--data", "digits", "--sigma-s", "-1"), "at least 0")
+
+
+def test_samplers_get_what_they_want_of_the_training_data(call: Run, model: str, tmp_path: Path) -> None:
+    done = call("sample.py", "--run", model, "--sampler", "teleport", "sigma_skip=20", "--seeds", "0-3")
+    assert "18 steps, 27 network evaluations" in done.stdout
+    assert list((tmp_path / "x/references").glob("gaussian-digits-*.npz"))
+    args = ["--sampler", "langevin", "init=data", "--steps", "3", "--seeds", "0-3"]
+    assert call("sample.py", "--run", model, *args).returncode == 0
+    refused = call("sample.py", "--run", model, "--sampler", "teleport", "sigma_skip=90")
+    assert_refused(refused, "sigma_skip=90")
+    refused = call("sample.py", "--run", model, "--sampler", "closed_form")
+    assert_refused(refused, "holds no training data")
+
+
+def test_the_table_of_samplers_names_every_choice(call: Run) -> None:
+    listed = call("sample.py", "--list").stdout
+    assert all(f"`{name}`" in listed for name in config.groups()["sampler"] if name != "auto")

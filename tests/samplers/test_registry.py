@@ -13,7 +13,7 @@ from scoregen.rng import generator
 from scoregen.samplers import SAMPLERS
 from scoregen.samplers.base import Sampler
 from scoregen.samplers.edm import HeunSampler
-from scoregen.samplers.table import format_table, sampler_table
+from scoregen.samplers.table import OF_DATA, format_table, sampler_table
 from scoregen.samplers.unipc import UniPCSampler
 from scoregen.validation import check_choice
 
@@ -36,7 +36,7 @@ def test_every_sampler_says_where_it_is_from(name: str) -> None:
 
 def test_the_table_tells_what_a_number_of_steps_costs() -> None:
     rows = {row.name: row for row in sampler_table(10)}
-    assert list(rows) == list(SAMPLERS)
+    assert list(rows) == [*SAMPLERS, *OF_DATA]
     costs = {"euler": 10, "heun": 19, "unipc": 10, "restart": 27, "predictor_corrector": 20, "one_step": 1}
     assert {name: rows[name].nfe for name in costs} == costs
     assert rows["heun"].order == 2

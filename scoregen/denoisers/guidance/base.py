@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from scoregen.denoisers.base import Cond, Denoiser, expand
+from scoregen.denoisers.empirical import EmpiricalDenoiser
+from scoregen.denoisers.smoothed import training_set
 from scoregen.errors import UserError
 from scoregen.samplers.base import denoiser_for_step
 
@@ -39,6 +41,11 @@ class Around:
     def evaluations(self) -> int:
         """Evaluations of denoising networks per sample and call; those of judges are not counted."""
         return evaluations(self.denoiser)
+
+    @property
+    def training_set(self) -> EmpiricalDenoiser:
+        """The data that the denoiser is made of; UserError where it is not."""
+        return training_set(self.denoiser)
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The nearest noise levels that the denoiser was trained on."""

@@ -31,6 +31,8 @@ def count_evaluations(sampler: Sampler, denoiser: Denoiser) -> int:
     Walks the sampler's grid for a denoiser that returns zeros. Like `nfe` it leaves out what some samplers
     estimate once, in batches, before they begin.
     """
+    if not isinstance(denoiser, Around):
+        return sampler.nfe()
     meter, rng = _Meter(denoiser), BatchRng("evaluations", size=1)
     sampler(meter, torch.zeros(1, *denoiser.shape), None, rng)
     return meter.total

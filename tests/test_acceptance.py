@@ -13,7 +13,7 @@ from scoregen.data.base import to_model_range
 from scoregen.data.digits import load_digits
 
 pytestmark = pytest.mark.slow
-EARLY, END = "000000008000", "000000080000"
+EARLY, END = "000000006400", "000000064000"
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished run of `python train.py`, with its checkpoint at 10 % kept."""
     folder = tmp_path_factory.mktemp("digits") / "run"
     torch.set_num_threads(2)
-    keep = ["hooks.checkpoint.every=8000", "trainer.keep=99"]
+    keep = ["hooks.checkpoint.every=6400", "trainer.keep=99"]
     assert train.main([f"run_dir={folder}", "device=cpu", *keep]) == 0
     return folder
 

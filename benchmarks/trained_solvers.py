@@ -1,0 +1,93 @@
+"""fd_scatter of a trained model by solver, network evaluations and teleportation, with its spread over seeds.
+
+usage: python -m benchmarks.trained_solvers RUN [--num 1617] [--repeats 3] [--write docs/trained_solvers.md]
+
+All cells share the seeds, so that differences within a repeat are paired; the spread is the standard deviation
+over repeats.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+
+from scoregen.cli.source import Source, load_source
+from scoregen.evaluation.metrics import Evaluator
+from scoregen.evaluation.model import evaluate_model
+from scoregen.parallel import Parallel
+from scoregen.samplers.adams import DEISSampler
+from scoregen.samplers.base import Sampler
+from scoregen.samplers.edm import HeunSampler
+from scoregen.samplers.fit import fit_sampler
+from scoregen.samplers.generate import steps_for_nfe
+from scoregen.samplers.teleport import TeleportSampler
+
+SOLVERS: dict[str, Sampler] = {"heun": HeunSampler(), "deis (`auto`)": DEISSampler()}
+BUDGETS = (7, 9, 13, 19, 35)
+SKIPS = (None, 20.0, 10.0)
+
+
+def with_budget(sampler: Sampler, nfe: int) -> Sampler:
+    """The sampler with the most steps that the budget allows."""
+    return replace(sampler, steps=steps_for_nfe(sampler, nfe))
+
+
+def describe(source: Source, args: argparse.Namespace) -> str:
+    """What the table shows, and how it was made."""
+    what = (
+        f"{source.cfg.name}, {source.manifest['nimg']:,} images, sha256 {source.manifest['weights_sha256']}"
+    )
+    return (
+        f"# Solvers on a trained model\n\nfd_scatter of {args.num:,} samples of {what} against its training data: "
+        f"mean ± standard deviation over {args.repeats}\nseed ranges, by network evaluations an image. Teleportation "
+        "spreads all steps below sigma_skip (`protocol=regrid`).\n\n"
+        f"```\npython -m benchmarks.trained_solvers runs/{source.cfg.name} --write docs/trained_solvers.md\n```\n\n"
+    )
+
+
+def main() -> None:
+    """Print the table, and write it where asked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--num", type=int, default=1617)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--write", type=Path)
+    args = parser.parse_args()
+    parallel = Parallel("auto")
+    source = load_source(args.run, parallel.device)
+    evaluator = Evaluator(["fd_scatter"], source.data(), device=parallel.device, cache=source.cache)
+
+    def score(sampler: Sampler) -> str:
+        values = []
+        for k in range(args.repeats):
+            seeds = range(k * args.num, (k + 1) * args.num)
+            results = evaluate_model(evaluator, source.denoiser, sampler, seeds, batch=256, parallel=parallel)
+            values.append(results["fd_scatter"].value)
+        return f"{mean(values):.2f} ± {stdev(values):.2f}"
+
+    lines = [
+        "| solver | sigma_skip | " + " | ".join(map(str, BUDGETS)) + " |",
+        "|---|--:|" + "--:|" * len(BUDGETS),
+    ]
+    print("\n".join(lines), flush=True)
+    for name, solver in SOLVERS.items():
+        for skip in SKIPS:
+            cells = []
+            for nfe in BUDGETS:
+                sampler = solver
+                if skip is not None:
+                    sampler = TeleportSampler(inner=solver, sigma_skip=skip, protocol="regrid")
+                    sampler = fit_sampler(sampler, source.denoiser, source.data, source.cache)
+                cells.append(score(with_budget(sampler, nfe)))
+            lines.append(
+                f"| {name} | {'none' if skip is None else f'{skip:g}'} | " + " | ".join(cells) + " |"
+            )
+            print(lines[-1], flush=True)
+    if args.write:
+        args.write.write_text(describe(source, args) + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

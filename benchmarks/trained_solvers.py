@@ -2,8 +2,8 @@
 
 usage: python -m benchmarks.trained_solvers RUN [--num 1617] [--repeats 3] [--write docs/trained_solvers.md]
 
-All cells share the seeds, so that differences within a repeat are paired; the spread is the standard deviation
-over repeats.
+All cells share the seeds, so that differences within a repeat are paired; the spread is the standard
+deviation over repeats.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
-from scoregen.cli.source import Source, load_source
+from scoregen.cli.source import load_source
 from scoregen.evaluation.metrics import Evaluator
 from scoregen.evaluation.model import evaluate_model
 from scoregen.parallel import Parallel
@@ -32,17 +32,19 @@ def with_budget(sampler: Sampler, nfe: int) -> Sampler:
     return replace(sampler, steps=steps_for_nfe(sampler, nfe))
 
 
-def describe(source: Source, args: argparse.Namespace) -> str:
-    """What the table shows, and how it was made."""
-    what = (
-        f"{source.cfg.name}, {source.manifest['nimg']:,} images, sha256 {source.manifest['weights_sha256']}"
-    )
-    return (
-        f"# Solvers on a trained model\n\nfd_scatter of {args.num:,} samples of {what} against its training data: "
-        f"mean ± standard deviation over {args.repeats}\nseed ranges, by network evaluations an image. Teleportation "
-        "spreads all steps below sigma_skip (`protocol=regrid`).\n\n"
-        f"```\npython -m benchmarks.trained_solvers runs/{source.cfg.name} --write docs/trained_solvers.md\n```\n\n"
-    )
+PAGE = """\
+# Solvers on a trained model
+
+fd_scatter of {num:,} samples of {name} ({nimg:,} images, sha256 {weights_sha256}) against its training data:
+mean ± standard deviation over {repeats} seed ranges, by network evaluations an image. Teleportation spreads all
+steps below sigma_skip (`protocol=regrid`).
+
+```
+python -m benchmarks.trained_solvers runs/{name} --write docs/trained_solvers.md
+```
+
+{table}
+"""
 
 
 def main() -> None:
@@ -86,7 +88,8 @@ def main() -> None:
             )
             print(lines[-1], flush=True)
     if args.write:
-        args.write.write_text(describe(source, args) + "\n".join(lines) + "\n")
+        facts = {"name": source.cfg.name, "table": "\n".join(lines), **source.manifest, **vars(args)}
+        args.write.write_text(PAGE.format(**facts))
 
 
 if __name__ == "__main__":

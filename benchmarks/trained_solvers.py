@@ -36,8 +36,8 @@ PAGE = """\
 # Solvers on a trained model
 
 fd_scatter of {num:,} samples of {name} ({nimg:,} images, sha256 {weights_sha256}) against its training data:
-mean ± standard deviation over {repeats} seed ranges, by network evaluations an image. Teleportation spreads all
-steps below sigma_skip (`protocol=regrid`).
+mean ± standard deviation over {repeats} seed ranges, by network evaluations an image. Teleportation spreads
+all steps below sigma_skip (`protocol=regrid`).
 
 ```
 python -m benchmarks.trained_solvers runs/{name} --write docs/trained_solvers.md

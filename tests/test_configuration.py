@@ -18,9 +18,10 @@ def problems_of(*overrides: str, processes: int = 1) -> str:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_choice_of_every_group_is_valid(choice: str) -> None:
+def test_every_choice_of_every_group_is_valid_and_may_stand_in_a_weights_file(choice: str) -> None:
     cfg, problems = config.compose([choice])
     assert problems + validate(cfg) == []
+    config.refuse_foreign(cfg, "here")
 
 
 @pytest.mark.parametrize(
@@ -90,11 +91,6 @@ def test_saved_configurations_are_read_back_equal() -> None:
 def test_text_that_is_no_configuration_is_refused_by_its_file(text: str) -> None:
     with pytest.raises(UserError, match="x is damaged"):
         config.from_yaml(text, "x")
-
-
-def test_every_choice_may_stand_in_a_weights_file() -> None:
-    for choice in CHOICES:
-        config.refuse_foreign(config.compose([choice])[0], "here")
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,7 @@ def _name(size: int) -> str:
 
 
 def levels(resolution: int, count: int, attention_resolutions: Sequence[int]) -> list[int]:
+    """The resolutions of the levels, halved from one to the next; UserError where that cannot be."""
     if count == 0 or resolution % 2 ** (count - 1):
         raise UserError(
             f"images of resolution {resolution} cannot be halved for the {count} levels of channel_mult;"

@@ -1,6 +1,6 @@
 """fd_scatter of a trained model by solver, network evaluations and teleportation, with its spread over seeds.
 
-usage: python -m benchmarks.trained_solvers RUN [--num 1617] [--repeats 3] [--write docs/trained_solvers.md]
+usage: python -m benchmarks.trained_solvers RUN [--num 600] [--repeats 3] [--write docs/trained_solvers.md]
 
 All cells share the seeds, so that differences within a repeat are paired; the spread is the standard
 deviation over repeats.
@@ -23,7 +23,7 @@ from scoregen.samplers.generate import steps_for_nfe
 from scoregen.samplers.teleport import TeleportSampler
 
 SOLVERS: dict[str, Sampler] = {"heun": HeunSampler(), "deis (`auto`)": DEISSampler()}
-BUDGETS = (7, 9, 13, 19, 35)
+BUDGETS = (9, 13, 19, 35)
 SKIPS = (None, 20.0, 10.0)
 
 
@@ -53,7 +53,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path)
-    parser.add_argument("--num", type=int, default=1617)
+    parser.add_argument("--num", type=int, default=600)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--write", type=Path)
     args = parser.parse_args()

@@ -62,8 +62,10 @@ def test_the_samples_are_recognisable_digits_of_their_class(run_dir: Path, tmp_p
         images = torch.from_numpy(file["images"]).permute(0, 3, 1, 2)
         labels = torch.from_numpy(file["labels"])
     confidence, predicted = classifier(to_model_range(images)).softmax(1).max(1)
-    assert (confidence > 0.8).float().mean() >= 0.85
-    assert (predicted == labels).float().mean() >= 0.85
+    confident, as_asked = (confidence > 0.8).float().mean(), (predicted == labels).float().mean()
+    print(f"confident {confident:.1%}, as asked {as_asked:.1%}")
+    assert confident >= 0.85
+    assert as_asked >= 0.85
 
 
 def test_training_at_least_halves_the_distance_that_a_tenth_of_it_reaches(run_dir: Path) -> None:

@@ -1,5 +1,6 @@
 """Noise-conditional classifiers and discriminators: the encoder half of a DDPM++, pooled to logits."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -76,9 +77,9 @@ class EncoderNetwork(UNet):
             self.map_augment = Linear(augment_dim, model_channels, init=_INIT, bias=False)
 
     @property
+    @abstractmethod
     def logits(self) -> int:
         """How many logits there are."""
-        raise NotImplementedError
 
     def build_decoder(self, block: Block, skips: list[int]) -> None:
         """A last block and the head, in place of a decoder."""

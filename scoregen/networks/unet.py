@@ -1,5 +1,6 @@
 """The skeleton of both U-Net families: an encoder, a bottleneck and a decoder with skips."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
@@ -15,7 +16,7 @@ from scoregen.networks.layers import Conv2d
 Block = Callable[..., ResidualBlock]  # (in_channels, out_channels, attend=False, direction=None)
 
 
-class UNet(Network):
+class UNet(Network, ABC):
     """Map images [B, channels, R, R] to [B, out_channels, R, R]: head(decode(encode(x, emb), emb)).
 
     A subclass says `style` and `attend_throughout`, and defines `embed` and `head`. At the
@@ -79,13 +80,13 @@ class UNet(Network):
                 self.dec[f"{_name(size)}_block{i}"] = block(width + skips.pop(), out, attend=attend)
                 width = out
 
+    @abstractmethod
     def embed(self, noise_labels: Tensor, one_hot: Tensor, augment_labels: Tensor | None) -> Tensor:
         """The embedding [B, 4 model_channels] of noise level, class and augmentation."""
-        raise NotImplementedError
 
+    @abstractmethod
     def head(self, x: Tensor) -> Tensor:
         """The output [B, out_channels, R, R] from the decoder's features."""
-        raise NotImplementedError
 
     def forward(
         self,

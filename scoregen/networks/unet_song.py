@@ -1,5 +1,6 @@
 """The SongUNet family: the DDPM++ and NCSN++ builds."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from math import sqrt
 from typing import ClassVar
@@ -101,9 +102,9 @@ class SongUNet(UNet):
         self.map_layer0 = Linear(noise_channels, emb_channels, init=_INIT)
         self.map_layer1 = Linear(emb_channels, emb_channels, init=_INIT)
 
+    @abstractmethod
     def noise_embedding(self, channels: int) -> nn.Module:
         """The module that embeds c_noise [B] as [cos, sin], [B, channels]."""
-        raise NotImplementedError
 
     def embed(self, noise_labels: Tensor, one_hot: Tensor, augment_labels: Tensor | None) -> Tensor:
         cos, sin = self.map_noise(noise_labels).to(one_hot.dtype).chunk(2, 1)

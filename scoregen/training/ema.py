@@ -1,5 +1,6 @@
 """Averages of the weights over training: EDM's half-life, and power functions of any width after the fact."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ SNAPSHOTS = "ema_snapshots"  # folder in a run
 FP16_MAX = 65504.0
 
 
-class EMA:
+class EMA(ABC):
     """Averages the parameters of one module in float32, in one or more tracks; buffers are not averaged.
 
     ema <- ema + (1 - beta) (parameters - ema), beta of each track by the subclass.
@@ -34,9 +35,9 @@ class EMA:
         self._is_float32 = True
         self._averaged: dict[str, str] = {}  # key in the module's state to name of the parameter
 
+    @abstractmethod
     def betas(self, nimg: int, batch: int) -> tuple[float, ...]:
         """The share of itself that each track keeps in the step from nimg to nimg + batch images."""
-        raise NotImplementedError
 
     def attach(self, module: nn.Module) -> Self:
         """Start all tracks at the parameters of `module`, on their device, and follow it from now on."""

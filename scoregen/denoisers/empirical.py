@@ -17,7 +17,7 @@ SIGMA_TINY = 1e-12  # below it the denoiser is its limit, the nearest neighbour
 _DROPPED = 1e-6  # of the posterior mass at most is left out
 _NEGLIGIBLE = -80.0  # logits below it would only slow the processor down with denormal numbers
 _FEW = 96  # rows of a query that are summed one by one
-_KNOWN = 4e-4  # nats by which weights may typically be off where many rows share the mass
+_KNOWN = 2e-4  # nats by which weights may typically be off where many rows share the mass
 
 
 class EmpiricalDenoiser(nn.Module):

@@ -110,12 +110,12 @@ class LevelRows:
     def mean(self, weights: Tensor, part: slice) -> Tensor:
         """The weighted means [b, d] of the rows, from as many digits of the weights as these need.
 
-        What rounding a block's weights changes in their sum, and at random, stays below 1e-4 of its share of
+        What rounding a block's weights changes in their sum, and at random, stays below 3e-5 of its share of
         the mass.
         """
         rows, sums = self.rows[part], torch.zeros(len(weights), self.rows.shape[1], dtype=torch.float64)
         mass = torch.zeros(len(weights), 1, dtype=torch.float64)
-        enough = 1e-4 * weights.sum(1) / len(rows)
+        enough = 3e-5 * weights.sum(1) / len(rows)
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
             for digit, scale, rest in split_digits(weights[:, start : start + _BLOCK], 3):

@@ -101,7 +101,8 @@ def test_only_the_rows_of_the_class_are_visited(kind: str) -> None:
 def test_queries_of_many_noise_levels_do_not_disturb_each_other(kind: str) -> None:
     data = load_digits().x
     denoiser, sigma = build(kind, data), torch.logspace(-3, 2, 24)
-    x = to_model_range(data[:24]) + sigma[:, None, None, None] * torch.randn(24, 1, 8, 8)
+    noise = torch.randn(24, 1, 8, 8, generator=generator("levels"))
+    x = to_model_range(data[:24]) + sigma[:, None, None, None] * noise
     each = torch.cat([same_in_float64(denoiser, x[i : i + 1], float(sigma[i])) for i in range(24)])
     torch.testing.assert_close(denoiser(x, sigma).double(), each, rtol=0, atol=1e-4)
 

@@ -30,6 +30,8 @@ from scoregen.training.hooks import EvaluateHook, GridHook, HeldoutHook, Hook
 from scoregen.training.hooks.evaluate import REFERENCES
 from scoregen.training.lock import FolderLock
 from scoregen.training.loggers import JSONLLogger, Logger
+from scoregen.training.phases import Method
+from scoregen.training.role import Role
 from scoregen.training.step import TrainStep
 from scoregen.training.trainer import Trainer
 from scoregen.training.weights import provenance, write_whole
@@ -132,10 +134,10 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     hooks, options = build_hooks(cfg), config.instantiate(cfg.trainer)
     trainer = Trainer(
         options=options,
-        step=step,
+        method=step,
         stream=Stream(data, seed=cfg.seed, device=parallel.device, workers=options.workers),
         heldout=build_data(cfg, "test") if _needs_heldout(hooks) else None,
-        optimizer=config.instantiate(cfg.optimizer, params=list(step.parameters())),
+        roles=build_roles(cfg, step, parallel),
         schedule=config.instantiate(cfg.schedule),
         ema=config.instantiate(cfg.ema),
         sampler=fit_sampler(
@@ -156,6 +158,19 @@ def build_trainer(cfg: DictConfig) -> Trainer:
             _warn_sigma_data(cfg, data)
         write_whole(run_dir / CONFIG, config.to_yaml(cfg).encode())
     return trainer
+
+
+def build_roles(cfg: DictConfig, method: Method, parallel: Parallel) -> dict[str, Role]:
+    """What learns, each with an optimizer."""
+    return {
+        name: Role(
+            name,
+            module,
+            config.instantiate(cfg.optimizer, params=[p for p in module.parameters() if p.requires_grad]),
+            parallel,
+        )
+        for name, module in method.roles.items()
+    }
 
 
 def build_hooks(cfg: DictConfig) -> dict[str, Hook]:

@@ -42,11 +42,12 @@ def describe_bin(index: int) -> str:
 
 
 def sigma_bins(loss: Loss) -> dict[str, Tensor]:
-    """Sum the losses per bin of sigma, on the device and without a host sync.
+    """Sum the losses and what is logged with them per bin of sigma, on the device and without a host sync.
 
-    Returns [SIGMA_BINS] each: `loss`, the sums of the finite losses, `count`, how many they are, and `bad`,
-    how many losses are not finite. All three add up over micro-batches, steps and processes. Bin k holds
-    SIGMA_EDGES[k - 1] <= sigma < SIGMA_EDGES[k].
+    Returns [SIGMA_BINS] each: `loss`, the sums of the finite losses, `count`, how many they are, `bad`,
+    how many losses are not finite, and `log/<name>`, the sums of further values where losses are finite.
+    All add up over micro-batches, steps and processes. Bin k holds SIGMA_EDGES[k - 1] <= sigma <
+    SIGMA_EDGES[k].
     """
     position = (loss.sigma.detach().log10() - log10(SIGMA_EDGES[0])) * 2 + 1
     index = position.floor().clamp(0, SIGMA_BINS - 1)
@@ -54,8 +55,11 @@ def sigma_bins(loss: Loss) -> dict[str, Tensor]:
     value = loss.value.detach()[:, None]
     good = member & value.isfinite()
     dtype = torch.float32 if value.device.type == "mps" else torch.float64
-    return {
+    sums = {
         "loss": torch.where(good, value, 0.0).sum(0, dtype=dtype),
         "count": good.sum(0, dtype=dtype),
         "bad": (member & ~value.isfinite()).sum(0, dtype=dtype),
     }
+    for name, logged in loss.logs.items():
+        sums[f"log/{name}"] = torch.where(good, logged.detach()[:, None], 0.0).sum(0, dtype=dtype)
+    return sums

@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
-
 from scoregen.errors import UserError
 from scoregen.training.checkpoint import latest_checkpoint, save_checkpoint
 from scoregen.training.weights import load_weights
@@ -14,19 +12,20 @@ if TYPE_CHECKING:
 
 def save_trainer(trainer: "Trainer") -> None:
     """Write a checkpoint of a run; every process calls it, the main one writes."""
-    meters = trainer.meters.state()
+    meters = {name: role.meters.state() for name, role in trainer.roles.items()}
     if trainer.parallel.is_main:
         save_checkpoint(
             trainer.run_dir / "checkpoints",
             trainer.nimg,
             weights={"model": trainer.denoiser.state_dict(), **trainer.ema.weights()},
             training={
-                "optimizer": trainer.optimizer.state_dict(),
-                "objective": _state_dict(trainer.step.objective),
+                "optimizers": {name: role.optimizer.state_dict() for name, role in trainer.roles.items()},
+                "modules": {name: module.state_dict() for name, module in trainer.method.state.items()},
                 "meters": meters,
             },
             state={
                 "data": trainer.stream.dataset.fingerprint,
+                "averaged_to": trainer.averaged_to,
                 "heldout_loss": trainer.heldout_loss,
                 "hooks": {name: hook.state() for name, hook in trainer.hooks.items()},
             },
@@ -53,14 +52,11 @@ def load_trainer(trainer: "Trainer") -> None:
     load_weights(trainer.denoiser, found.weights("model"), str(found.path))
     trainer.ema.load({name: found.weights(name) for name in trainer.ema.tracks()})
     training = found.training()
-    trainer.optimizer.load_state_dict(training["optimizer"])
-    if isinstance(trainer.step.objective, nn.Module):
-        load_weights(trainer.step.objective, training["objective"], str(found.path))
-    trainer.meters.load(training["meters"])
+    for name, module in trainer.method.state.items():
+        load_weights(module, training["modules"][name], f"{found.path} ({name})")
+    for name, role in trainer.roles.items():
+        role.optimizer.load_state_dict(training["optimizers"][name])
+        role.meters.load(training["meters"][name])
     for name in trainer.hooks.keys() & found.state["hooks"].keys():
         trainer.hooks[name].load(found.state["hooks"][name])
-    trainer.nimg = found.nimg
-
-
-def _state_dict(objective: object) -> dict[str, Tensor]:
-    return objective.state_dict() if isinstance(objective, nn.Module) else {}
+    trainer.nimg, trainer.averaged_to = found.nimg, found.state["averaged_to"]

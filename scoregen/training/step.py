@@ -1,5 +1,6 @@
-"""The forward of one training step: what DDP wraps, so that objectives call the denoiser as they like."""
+"""The method of an objective: one role, one phase."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -10,6 +11,7 @@ from scoregen.denoisers.base import Cond
 from scoregen.denoisers.network import NetworkDenoiser
 from scoregen.objectives.base import Loss, Objective
 from scoregen.rng import BatchRng
+from scoregen.training.phases import MicroBatch, Phase
 
 
 class TrainStep(nn.Module):
@@ -28,6 +30,23 @@ class TrainStep(nn.Module):
         super().__init__()
         self.denoiser, self.objective, self.augment = denoiser, objective, augment
         self.label_dropout = label_dropout
+
+    @property
+    def roles(self) -> Mapping[str, nn.Module]:
+        """The model with what the objective learns."""
+        return {"model": self}
+
+    @property
+    def state(self) -> Mapping[str, nn.Module]:
+        """The objective, where it has parameters."""
+        return {"objective": self.objective} if isinstance(self.objective, nn.Module) else {}
+
+    def phases(self, step: int) -> Sequence[Phase]:
+        """The same every step."""
+        return (Phase("model", self._loss),)
+
+    def _loss(self, batch: MicroBatch) -> Loss:
+        return self.forward(batch.x0, batch.cond, batch.rng())
 
     def forward(self, x0: Tensor, cond: Cond, rng: BatchRng) -> Loss:
         """The per-sample loss at clean data x0 [B, *shape] with class ids cond [B]."""

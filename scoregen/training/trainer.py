@@ -1,4 +1,4 @@
-"""The training loop of every objective: a batch, a step, an average of weights, and the hooks due."""
+"""The training loop of every method: a batch, its phases, an average of weights, and the hooks due."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -13,57 +13,26 @@ from torch import Tensor
 from scoregen.data.base import Dataset
 from scoregen.data.stream import Stream
 from scoregen.denoisers.network import NetworkDenoiser
-from scoregen.errors import UserError
 from scoregen.parallel import Parallel
-from scoregen.ranges import Fraction, Positive, PositiveInt
-from scoregen.rng import BatchRng, derive_seed
 from scoregen.samplers.base import Sampler
 from scoregen.training.ema import EMA
 from scoregen.training.hooks import CheckpointHook, Hook
 from scoregen.training.lock import FolderLock
 from scoregen.training.loggers import Logger
-from scoregen.training.meters import Meters
+from scoregen.training.meters import read_meters
+from scoregen.training.options import TrainerOptions
+from scoregen.training.phases import Method, MicroBatch, Phase, measure_whole
+from scoregen.training.role import Role
 from scoregen.training.schedules import Schedule
 from scoregen.training.signals import StopSignals
 from scoregen.training.state import load_trainer, save_trainer
-from scoregen.training.step import TrainStep
 
 SYNC_STEPS = 100  # steps between two looks at a GPU for gradients that are not finite
 
 
-@dataclass(frozen=True)
-class TrainerOptions:
-    """Hyper-parameters of the loop; all progress is counted in images.
-
-    Args:
-        total: images to train on.
-        batch: images per optimizer step, over all processes.
-        microbatch: images per forward on one process; null takes the process's whole share. Dropout masks
-            depend on it; nothing else does.
-        label_dropout: probability of the null class in training.
-        clip: largest gradient norm; null does not clip.
-        loss_scale: factor on the loss before backward, taken out again after (fp16; EDM uses 100).
-        max_skipped: skipped steps in a row after which the run gives up.
-        keep: newest checkpoints to keep, beside the best by held-out loss.
-        workers: threads that decode ahead, for data sets that are not held in memory.
-        compile: whether to compile the network in place.
-    """
-
-    total: PositiveInt
-    batch: PositiveInt
-    microbatch: PositiveInt | None = None
-    label_dropout: Fraction = 0.0
-    clip: Positive | None = None
-    loss_scale: Positive = 1.0
-    max_skipped: PositiveInt = 10
-    keep: PositiveInt = 3
-    workers: PositiveInt = 4
-    compile: bool = False
-
-
 @dataclass
 class Trainer:
-    """Trains the step's denoiser and objective, and keeps a run folder from which it can always go on.
+    """Trains the roles of a method, phase by phase, and keeps a run folder from which it can always go on.
 
     Everything that a step does is a function of (seed, nimg) and the weights, so 2N steps equal N + N bit for
     bit, and the number of processes and micro-batches changes nothing but the order of sums (and, where there
@@ -71,10 +40,10 @@ class Trainer:
     """
 
     options: TrainerOptions
-    step: TrainStep
+    method: Method
     stream: Stream
     heldout: Dataset | None
-    optimizer: torch.optim.Optimizer
+    roles: dict[str, Role]  # the model's is the first
     schedule: Schedule
     ema: EMA
     sampler: Sampler
@@ -86,22 +55,22 @@ class Trainer:
     lock: FolderLock | None  # on the run folder, in the main process
     metadata: dict[str, str]  # of every weights file
     nimg: int = 0
+    averaged_to: int = 0  # nimg after the last step of the model, which the average follows
     heldout_loss: float | None = None  # at this nimg, by which the best checkpoint is kept
     step_seconds: float = 0.0  # spent in steps by this process
+    ended: bool = False
 
     def __post_init__(self) -> None:
         self.ema.attach(self.denoiser)
-        self.meters = Meters(self.parallel)
-        self._ended = False
-        self._wrapped = self.parallel.wrap(self.step)
-        self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.model = next(iter(self.roles.values()))
         if self.options.compile:
-            self.denoiser.network.compile()
+            for role in self.roles.values():
+                role.compile()
 
     @property
     def denoiser(self) -> NetworkDenoiser:
-        """The denoiser that is trained."""
-        return self.step.denoiser
+        """The denoiser that is trained and sampled from."""
+        return self.method.denoiser
 
     @property
     def stop_reason(self) -> str | None:
@@ -116,7 +85,7 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
-        return float(self._base_lrs[0] * self.schedule(self.nimg))
+        return float(self.model.lr * self.schedule(self.nimg))
 
     def run(self) -> bool:
         """Train until finished or asked to stop by a signal, and save either way; True if finished."""
@@ -138,67 +107,47 @@ class Trainer:
         return True
 
     def train_step(self) -> None:
-        """One optimizer step on the global batch that starts at image number `nimg`."""
+        """The phases of the step whose global batch starts at image number `nimg`."""
         batch, self.heldout_loss = self.options.batch, None
-        self.step.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        for rows, is_last in self._microbatches():
-            x0, cond = self.stream.batch(self.nimg, batch, rows)
-            rng = BatchRng(self.seed, "step", self.nimg, size=batch, rows=rows, device=self.parallel.device)
-            # Dropout draws from the global generator: make that, too, a function of (seed, nimg, first row).
-            torch.manual_seed(derive_seed(self.seed, "dropout", self.nimg, rows.start))
-            with self.parallel.accumulate(self._wrapped, last=is_last):
-                loss = self._wrapped(x0, cond, rng)
-                scale = self.options.loss_scale * self.parallel.world / batch
-                (loss.value.sum() * scale).backward()
-            self.meters.add_loss(loss)
-        grad_norm, applied = self._apply_gradients()
-        self.ema.update(nimg=self.nimg, batch=batch, applied=applied)
-        self.meters.add_step(grad_norm, applied)
+        pieces = self._micro_batches()
+        for phase in self.method.phases(self.nimg // batch):
+            applied = self._run_phase(phase, pieces)
+            if phase.role == self.model.name:
+                self.ema.update(
+                    nimg=self.averaged_to, batch=self.nimg + batch - self.averaged_to, applied=applied
+                )
+                self.averaged_to = self.nimg + batch
         self.nimg += batch
         if self.parallel.device.type == "cpu" or self.nimg // batch % SYNC_STEPS == 0:
             self._check_finite()
 
-    def _microbatches(self) -> list[tuple[slice, bool]]:
-        """This process's rows of the global batch, piece by piece, and whether a piece is the last."""
-        share = self.parallel.rows(self.options.batch)
+    def _micro_batches(self) -> list[MicroBatch]:
+        """This process's rows of the global batch, piece by piece."""
+        batch, share = self.options.batch, self.parallel.rows(self.options.batch)
         size = self.options.microbatch or len(share)
-        return [(slice(i, i + size), i + size >= share.stop) for i in range(share.start, share.stop, size)]
+        return [
+            MicroBatch(*self.stream.batch(self.nimg, batch, rows), self.seed, self.nimg, batch, rows)
+            for rows in (slice(i, i + size) for i in range(share.start, share.stop, size))
+        ]
 
-    def _apply_gradients(self) -> tuple[Tensor, Tensor]:
-        """Step unless a gradient is not finite; returns the gradient norm, and 1 (applied) or 0 (skipped).
-
-        One fused reduction decides, and fused optimizers skip on the device, so that the host need not wait.
-        """
-        grads = [p.grad for p in self.step.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads) / self.options.loss_scale
-        applied = torch.isfinite(norm).to(norm.dtype)
-        factor = 1.0 / self.options.loss_scale
-        if self.options.clip is not None:
-            torch._foreach_mul_(grads, factor * (self.options.clip / norm).clamp(max=1.0))
-        elif factor != 1.0:
-            torch._foreach_mul_(grads, factor)
-        for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
-            group["lr"] = lr * self.schedule(self.nimg)
-        if getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            self.optimizer.found_inf = 1 - applied  # type: ignore[attr-defined]  # the protocol of GradScaler
-            self.optimizer.step()
-        elif applied.item():
-            self.optimizer.step()
-        return norm, applied
+    def _run_phase(self, phase: Phase, pieces: Sequence[MicroBatch]) -> Tensor:
+        """One optimizer step of one role; returns 1, or 0 where its gradient was not finite."""
+        for name, role in self.roles.items():
+            role.activate(name == phase.role)
+        role, options = self.roles[phase.role], self.options
+        if phase.measure is not None:
+            measure_whole(phase.measure, pieces, self.parallel)
+        for piece in pieces:
+            # Dropout draws from the global generator: make that, too, a function of (seed, nimg, first row).
+            torch.manual_seed(piece.dropout_seed(*([] if role is self.model else [role.name])))
+            scale = options.loss_scale * self.parallel.world / options.batch
+            role.backward(phase.loss, piece, scale, last=piece is pieces[-1])
+        return role.apply(self.schedule(self.nimg), clip=options.clip, loss_scale=options.loss_scale)
 
     def _check_finite(self) -> None:
-        """Give up where too many steps in a row were skipped; the host's one regular look at the device."""
-        skipped = self.meters.skipped_in_a_row
-        if skipped < self.options.max_skipped:
-            return
-        bad = ", ".join(self.meters.bad_levels())
-        where = f"the loss is not finite at sigma {bad}" if bad else "the loss is finite, its gradient is not"
-        raise UserError(
-            f"{skipped} steps in a row had gradients that are not finite and were skipped, up to image "
-            f"{self.nimg:,}; {where}. The weights are those before them, the checkpoints whole. Check the "
-            "data for NaN, lower optimizer.lr, or use precision=fp32."
-        )
+        """Give up where a role skips too many steps in a row; the host's one regular look at the device."""
+        for role in self.roles.values():
+            role.check_finite(self.options.max_skipped, self.nimg)
 
     def _run_hooks(self) -> None:
         """Run the hooks whose interval ended with this step, in their order; checkpoints come last."""
@@ -208,13 +157,10 @@ class Trainer:
 
     def _run_last_hooks(self) -> None:
         """At the end, run the hooks that are in the middle of an interval; what they log is marked `end`."""
-        self._ended = True
+        self.ended = True
         for hook in self.hooks.values():
-            if (
-                hook.at_end
-                and hook.every is not None
-                and not hook.due(self.nimg - self.options.batch, self.nimg)
-            ):
+            unfinished = hook.every is not None and not hook.due(self.nimg - self.options.batch, self.nimg)
+            if hook.at_end and unfinished:
                 hook(self)
 
     @contextmanager
@@ -223,10 +169,15 @@ class Trainer:
         with self.ema.swapped(self.denoiser):
             yield self.denoiser.eval()
 
+    def read_meters(self) -> dict[str, Any]:
+        """Averages since the last reading: the model's by their names, another role's as `role/name`."""
+        named = {"" if role is self.model else name: role.meters for name, role in self.roles.items()}
+        return read_meters(named)
+
     def log(self, values: dict[str, Any]) -> None:
         """Write values at the current nimg to every logger; only the main process has loggers."""
         for logger in self.loggers:
-            logger.log(self.nimg, values | {"end": True} if self._ended else values)
+            logger.log(self.nimg, values | {"end": True} if self.ended else values)
 
     def log_image(self, name: str, image: Tensor) -> None:
         """Write an image uint8 [C, H, W] to every logger."""

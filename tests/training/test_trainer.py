@@ -103,39 +103,39 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(build: Build) -
     trainer = build("hooks.status.every=null")
     trainer.train_step()
     before = (
-        [p.clone() for p in trainer.step.parameters()],
+        [p.clone() for p in trainer.method.parameters()],
         trainer.ema.tracks(),
-        trainer.optimizer.state_dict(),
+        trainer.model.optimizer.state_dict(),
     )
     before = torch.utils._pytree.tree_map_only(torch.Tensor, torch.clone, before)
-    objective = trainer.step.objective
+    objective = trainer.method.objective
 
     def poisoned(*args: Any) -> Loss:
         loss = objective(*args)
         return Loss(loss.value * torch.tensor([float("nan"), *[1.0] * 15]), loss.sigma)
 
-    trainer.step.objective = poisoned
+    trainer.method.objective = poisoned
     trainer.train_step()
-    after = list(trainer.step.parameters()), trainer.ema.tracks(), trainer.optimizer.state_dict()
+    after = list(trainer.method.parameters()), trainer.ema.tracks(), trainer.model.optimizer.state_dict()
     assert_same([p.detach() for p in after[0]], [p.detach() for p in before[0]])
     assert_same(after[1], before[1])
     assert_same(after[2]["state"], before[2]["state"])
-    averages = trainer.meters.read()
+    averages = trainer.read_meters()
     assert averages["skipped"] == 1
-    assert trainer.meters.skipped_in_a_row == 1
+    assert trainer.model.meters.skipped_in_a_row == 1
     assert sum(averages["bad_by_sigma"]) == 1
     assert averages["loss"] is not None
 
 
 def test_too_many_skipped_steps_end_the_run_with_their_noise_levels(build: Build) -> None:
     trainer = build("trainer.max_skipped=2")
-    objective = trainer.step.objective
+    objective = trainer.method.objective
 
     def poisoned(*args: Any) -> Loss:
         loss = objective(*args)
         return Loss(loss.value * torch.where(loss.sigma > 1.0, torch.nan, 1.0), loss.sigma)
 
-    trainer.step.objective = poisoned
+    trainer.method.objective = poisoned
     with pytest.raises(UserError, match=r"2 steps in a row.*sigma 1 to 3\.16"):
         trainer.run()
 

@@ -25,7 +25,7 @@ class StatusHook(Hook):
         self._seconds, self._nimg = trainer.step_seconds, trainer.nimg
 
     def __call__(self, trainer: "Trainer") -> None:
-        averages = trainer.meters.read()
+        averages = trainer.read_meters()
         speed = self._speed(trainer)
         trainer.log({**averages, "lr": trainer.learning_rate, "time": speed})
         if trainer.parallel.is_main:

@@ -1,0 +1,1 @@
+"""One-step distillation: what `conf/distiller` may name."""

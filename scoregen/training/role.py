@@ -1,0 +1,107 @@
+"""A part of a method that learns: its parameters, their optimizer, and what is counted of its steps."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from scoregen.denoisers.network import NetworkDenoiser
+from scoregen.errors import UserError
+from scoregen.objectives.base import Loss
+from scoregen.parallel import Parallel
+from scoregen.training.meters import Meters
+from scoregen.training.phases import MicroBatch
+
+
+class _Forward(nn.Module):
+    """What DDP wraps: it averages the gradients of `module`, whatever the loss calls besides."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, loss: Callable[[MicroBatch], Loss], batch: MicroBatch) -> Loss:
+        return loss(batch)
+
+
+class Role:
+    """Steps the parameters of `module`, which it freezes and thaws.
+
+    Args:
+        name: in the log and in messages.
+        module: what learns; parameters that need no gradient stay as they are.
+        optimizer: of these parameters.
+        parallel: the processes that average their gradients.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, optimizer: torch.optim.Optimizer, parallel: Parallel
+    ) -> None:
+        self.name, self.module, self.optimizer, self.parallel = name, module, optimizer, parallel
+        self.meters = Meters(parallel)
+        self.wrapped = parallel.wrap(_Forward(module))
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._base_lrs = [group["lr"] for group in optimizer.param_groups]
+
+    @property
+    def lr(self) -> float:
+        """The learning rate before the schedule."""
+        return float(self._base_lrs[0])
+
+    def activate(self, active: bool) -> None:
+        """Thaw the parameters and be in training mode, or neither."""
+        self.module.train(active)
+        for p in self._parameters:
+            p.requires_grad_(active)
+
+    def backward(
+        self, loss: Callable[[MicroBatch], Loss], batch: MicroBatch, scale: float, *, last: bool
+    ) -> None:
+        """Add the gradient of scale times the summed loss; the last micro-batch's averages over processes."""
+        with self.parallel.accumulate(self.wrapped, last=last):
+            losses = self.wrapped(loss, batch)
+            (losses.value.sum() * scale).backward()
+        self.meters.add_loss(losses)
+
+    def apply(self, lr_factor: float, *, clip: float | None, loss_scale: float) -> Tensor:
+        """Step unless a gradient is not finite, and drop the gradients; returns 1 (applied) or 0 (skipped).
+
+        One fused reduction decides, and fused optimizers skip on the device, so that the host need not wait.
+        """
+        grads = [p.grad for p in self._parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads) / loss_scale
+        applied = torch.isfinite(norm).to(norm.dtype)
+        factor = 1.0 / loss_scale
+        if clip is not None:
+            torch._foreach_mul_(grads, factor * (clip / norm).clamp(max=1.0))
+        elif factor != 1.0:
+            torch._foreach_mul_(grads, factor)
+        for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
+            group["lr"] = lr * lr_factor
+        if getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            self.optimizer.found_inf = 1 - applied  # type: ignore[attr-defined]  # the protocol of GradScaler
+            self.optimizer.step()
+        elif applied.item():
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.meters.add_step(norm, applied)
+        return applied
+
+    def check_finite(self, max_skipped: int, nimg: int) -> None:
+        """Give up where too many steps in a row were skipped; a host sync."""
+        skipped = self.meters.skipped_in_a_row
+        if skipped < max_skipped:
+            return
+        bad = ", ".join(self.meters.bad_levels())
+        where = f"the loss is not finite at sigma {bad}" if bad else "the loss is finite, its gradient is not"
+        raise UserError(
+            f"{skipped} steps in a row of the {self.name} had gradients that are not finite and were "
+            f"skipped, up to image {nimg:,}; {where}. The weights are those before them, the checkpoints "
+            "whole. Check the data for NaN, lower optimizer.lr, or use precision=fp32."
+        )
+
+    def compile(self) -> None:
+        """Compile the networks in place."""
+        for module in self.module.modules():
+            if isinstance(module, NetworkDenoiser):
+                module.network.compile()

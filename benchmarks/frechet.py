@@ -40,7 +40,7 @@ def deficient(dim: int) -> tuple[Gaussian, Gaussian]:
     for scale in (1.0, 1.3):
         moments = Moments(dim)
         moments.update(scale * torch.randn(dim // 2, dim, generator=g, dtype=torch.float64))
-        sides.append(moments.gaussian())
+        sides.append(moments.summary())
     return sides[0], sides[1]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from scoregen.cli.source import load_source
-from scoregen.evaluation.metrics import Evaluator
+from scoregen.evaluation.evaluator import Evaluator
 from scoregen.evaluation.model import evaluate_model
 from scoregen.parallel import Parallel
 from scoregen.samplers.adams import DEISSampler

@@ -22,7 +22,7 @@ from scoregen.errors import UserError
 if TYPE_CHECKING:
     from scoregen.cli.source import Source
     from scoregen.data.base import Dataset
-    from scoregen.evaluation.metrics import Result
+    from scoregen.evaluation.result import Result
     from scoregen.parallel import Parallel
     from scoregen.samplers.base import Sampler
 
@@ -78,7 +78,8 @@ def _evaluate(argv: Sequence[str]) -> int:
             raise UserError(f"--{flag} {getattr(args, flag)}: at least 1")
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: at least 0")
-    from scoregen.evaluation.metrics import Evaluator, check_metrics
+    from scoregen.evaluation.evaluator import Evaluator
+    from scoregen.evaluation.metrics import check_metrics
     from scoregen.parallel import Parallel
 
     metrics = args.metrics.split(",")
@@ -98,7 +99,7 @@ def _evaluate(argv: Sequence[str]) -> int:
     evaluator = Evaluator(
         metrics,
         _reference(args.reference, source),
-        weights=args.inception_weights,
+        weights={"inception": args.inception_weights} if args.inception_weights else {},
         device=parallel.device,
         cache=source.cache,
         processes=parallel,

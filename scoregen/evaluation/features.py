@@ -1,9 +1,9 @@
 """What turns images into the features that metrics compare, and the table of those that are known by name."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,18 +11,36 @@ from torch import Tensor
 from scoregen.errors import UserError
 
 
-class Extractor(Protocol):
-    """A fixed map from images to features: it has no state, so equal images have equal features."""
+class Extractor(ABC):
+    """A fixed map from images to features: it has no state, so equal images have equal features.
+
+    One pass gives the features of several layers; the first is what is meant where none is named.
+    """
 
     name: str
-    dim: int
+    layers: Mapping[str, int]  # the number of features of each
     sha256: str  # of its weights and configuration: statistics of another extractor are refused
     resize: str  # what happens to the pixels before the first layer, as a sentence
     device: torch.device  # where features come out
+    source: str = ""  # the file of its weights, for messages
+
+    @property
+    def layer(self) -> str:
+        """The first layer."""
+        return next(iter(self.layers))
+
+    @property
+    def dim(self) -> int:
+        """How many features the first layer has."""
+        return self.layers[self.layer]
+
+    @abstractmethod
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Features [B, d] of each layer, float32, of images uint8 [B, 1 or 3, H, W]."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features [B, dim], float32, of images uint8 [B, 1 or 3, H, W]."""
-        ...
+        """Features [B, dim] of the first layer."""
+        return self.features(images)[self.layer]
 
 
 Build = Callable[[Path | None, torch.device | str], Extractor]  # (weights file, device)

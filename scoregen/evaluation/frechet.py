@@ -1,13 +1,16 @@
 """The Frechet distance between two feature distributions, from float64 moments that stream and merge."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from scoregen.errors import UserError
+from scoregen.evaluation.processes import Processes
+from scoregen.evaluation.running import Arrays, device_of_sums
 
 
 @dataclass(frozen=True)
@@ -65,18 +68,19 @@ class Moments:
 
     Args:
         dim: the number of features d.
-        device: where the sums live; features are moved there. MPS has no float64: there it is the CPU.
+        device: where the features come out; the sums live there, or on the CPU where it has no float64.
     """
 
+    keys: ClassVar[tuple[str, ...]] = ("mu", "sigma")
+
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
-        if torch.device(device).type == "mps":
-            device = "cpu"
+        device = device_of_sums(device)
         self.n = torch.zeros((), dtype=torch.float64, device=device)
         self.sum = torch.zeros(dim, dtype=torch.float64, device=device)
         self.outer = torch.zeros(dim, dim, dtype=torch.float64, device=device)
 
-    def update(self, features: Tensor) -> None:
-        """Add features [B, d]; B may be 0."""
+    def update(self, features: Tensor, index: np.ndarray | None = None) -> None:
+        """Add features [B, d]; B may be 0. Sums do not depend on which images they are of."""
         block = features.to(self.sum.device, torch.float64)
         self.n += len(block)
         self.sum += block.sum(0)
@@ -98,11 +102,12 @@ class Moments:
         ours, theirs = self.state(), other.state()
         return Moments.of_state((ours[0] + theirs[0], ours[1] + theirs[1], ours[2] + theirs[2]))
 
-    def reduce(self, add: Callable[[Tensor], Tensor]) -> "Moments":
-        """The moments over all processes; `add` sums a tensor over them and may work in place."""
-        return Moments.of_state((add(self.n.clone()), add(self.sum.clone()), add(self.outer.clone())))
+    def reduce(self, processes: Processes) -> "Moments":
+        """The moments over all processes, on every one of them."""
+        n, total, outer = (processes.sum(tensor.clone()) for tensor in self.state())
+        return Moments.of_state((n, total, outer))
 
-    def gaussian(self) -> Gaussian:
+    def summary(self) -> Gaussian:
         """The mean and the unbiased covariance, on the CPU.
 
         Raises:
@@ -118,6 +123,23 @@ class Moments:
         mean = total / count
         cov = (outer - count * torch.outer(mean, mean)) / (count - 1)
         return Gaussian(mean, (cov + cov.T) / 2, count)
+
+    @staticmethod
+    def write(summary: Gaussian) -> dict[str, np.ndarray]:
+        """EDM's layout: `mu` [d] and `sigma` [d, d]."""
+        return {"mu": summary.mean.numpy(), "sigma": summary.cov.numpy()}
+
+    @staticmethod
+    def read(arrays: Arrays, n: int | None) -> Gaussian:
+        """`mu` and `sigma`."""
+        mean, cov = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
+        finite = bool(torch.isfinite(mean).all() and torch.isfinite(cov).all())
+        if mean.ndim != 1 or cov.shape != (len(mean), len(mean)) or not finite:
+            raise ValueError(
+                f"mu {tuple(mean.shape)} and sigma {tuple(cov.shape)} are not a finite mean [d] and "
+                "covariance [d, d]"
+            )
+        return Gaussian(mean, cov, n)
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:

@@ -1,5 +1,4 @@
-"""The Inception network of the published FID: the graph of 2015-12-05, its input rule and its 2048 pool
-features.
+"""The Inception network of the published FID: the graph of 2015-12-05, its input rule and its features.
 
 Source: C. Szegedy et al., Rethinking the Inception Architecture for Computer Vision, 2015, arXiv 1512.00567;
 the use for FID by M. Heusel et al., 2017, arXiv 1706.08500. Layer names are those of the published graph.
@@ -14,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoregen.evaluation.features import check_images
+from scoregen.evaluation.features import Extractor, check_images
 from scoregen.evaluation.inception_weights import Layer, find_weights, read_weights
 from scoregen.ranges import PositiveInt
 
 INPUT = 299  # pixels a side
-FEATURES = 2048
+POOL, SPATIAL, LOGITS = 2048, 7 * 17 * 17, 1008  # features
 BATCH_NORM_EPS = 1e-3
 
 
@@ -217,8 +216,13 @@ def _exact_float32() -> Iterator[None]:
         torch.backends.cudnn.conv.fp32_precision = precision
 
 
-class InceptionExtractor:
-    """Turn images into the 2048 pool features of the published FID.
+class InceptionExtractor(Extractor):
+    """Turn images into the features of the published FID, all layers in one pass.
+
+    `pool`, 2048: the last layer's means. `spatial`, 2023: the first 7 channels of the 17 x 17 map mixed_6, of
+    sFID (C. Nash et al., Generating Images with Sparse Representations, 2021, arXiv 2103.03841; which map and
+    channels as in dgm-eval). `logits`, 1008, where the weights have the output layer: class scores without
+    the output bias, as published.
 
     Args:
         weights: a weights file; None looks where `find_weights` says.
@@ -230,7 +234,6 @@ class InceptionExtractor:
     """
 
     name = "inception"
-    dim = FEATURES
     resize = "TF1 bilinear to 299 x 299, (x - 128) / 128"
 
     def __init__(
@@ -238,30 +241,37 @@ class InceptionExtractor:
     ) -> None:
         self.device, self.batch = torch.device(device), batch
         with torch.device("meta"):  # no memory and no random numbers for weights that are replaced
-            self._graph = inception_graph()
-        published = read_weights(find_weights(weights), list(convolutions(self._graph)))
-        load(self._graph, published.layers)
-        self._graph.to(self.device).requires_grad_(False)
+            graph = inception_graph()
+        path = find_weights(weights)
+        published = read_weights(path, list(convolutions(graph)))
+        load(graph, published.layers)
+        graph.to(self.device).requires_grad_(False)
+        middle = list(dict(graph.named_children())).index("mixed_6") + 1
+        self._below, self._above = graph[:middle], graph[middle:]
         self._output = None if published.output is None else published.output.to(self.device)
         self.sha256 = hashlib.sha256(f"{published.digest} {self.resize}".encode()).hexdigest()
+        self.source = str(path)
+        self.layers = {"pool": POOL, "spatial": SPATIAL} | (
+            {} if self._output is None else {"logits": LOGITS}
+        )
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Features [B, 2048], float32, of images uint8 [B, 1 or 3, H, W]; grey ones are repeated to RGB.
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Features [B, d] by layer, float32, of images uint8 [B, 1 or 3, H, W]; grey is repeated to RGB.
 
         Raises:
             UserError: the images are of another type or have another number of channels.
         """
         check_images(images)
-        return torch.cat([self._features(part) for part in images.split(self.batch)])
+        parts = [self._features(part) for part in images.split(self.batch)]
+        return {name: torch.cat([part[name] for part in parts]) for name in self.layers}
 
     @torch.no_grad()
-    def _features(self, images: Tensor) -> Tensor:
+    def _features(self, images: Tensor) -> dict[str, Tensor]:
         x = images.to(self.device, torch.float32).expand(-1, 3, -1, -1)
         x = ((resize_tf1(x, INPUT) - 128) / 128).contiguous(memory_format=torch.channels_last)
         with _exact_float32(), torch.autocast(x.device.type, enabled=False):
-            features: Tensor = self._graph(x).flatten(1)
-        return features
-
-    def logits(self, features: Tensor) -> Tensor | None:
-        """Class scores [B, 1008] without the output bias, as published; None where the file lacks them."""
-        return None if self._output is None else F.linear(features, self._output)
+            middle = self._below(x)
+            layers = {"pool": self._above(middle).flatten(1), "spatial": middle[:, :7].flatten(1)}
+            if self._output is not None:
+                layers["logits"] = F.linear(layers["pool"], self._output)
+        return layers

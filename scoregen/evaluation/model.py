@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from scoregen.denoisers.base import Denoiser
-from scoregen.evaluation.metrics import Evaluator, Result
+from scoregen.evaluation.evaluator import Evaluator
+from scoregen.evaluation.result import Result
 from scoregen.parallel import Parallel
 from scoregen.samplers.base import Sampler
 from scoregen.samplers.generate import generate

@@ -1,15 +1,15 @@
-"""Reference statistics: what generated images are compared with, computed, cached, written and read.
+"""References: summaries of the real images' features, computed, cached, written and read.
 
 The file is EDM's: an `.npz` with `mu` and `sigma`. Ours adds `meta`, a JSON string that says which extractor
 made it, from how many images of which data, so that statistics of another kind are refused rather than
-compared.
+compared, and further arrays where a metric needs more than moments.
 """
 
 import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,11 @@ from torch import Tensor
 from scoregen.errors import UserError
 from scoregen.evaluation.features import Extractor
 from scoregen.evaluation.frechet import Gaussian, Moments
+from scoregen.evaluation.processes import Alone, Processes
+from scoregen.evaluation.running import Storable
+
+Kind = type[Storable[Any]]
+Wanted = Mapping[str, tuple[Kind, ...]]  # the summaries that are needed of each layer
 
 
 class Images(Protocol):
@@ -45,36 +50,6 @@ class Images(Protocol):
         ...
 
 
-class Processes(Protocol):
-    """This process among the others, as `scoregen.parallel.Parallel` has it."""
-
-    rank: int
-    world: int
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over the processes, on every one of them; it may be taken in place."""
-        ...
-
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
-        ...
-
-
-class Alone:
-    """One process."""
-
-    rank = 0
-    world = 1
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The tensor itself."""
-        return tensor
-
-    def any(self, flag: bool) -> bool:
-        """The flag itself."""
-        return flag
-
-
 @dataclass(frozen=True)
 class Origin:
     """Where statistics come from. Empty strings are what a foreign file does not say.
@@ -84,6 +59,7 @@ class Origin:
         resize: what it did to the pixels first.
         data: name of the data set, and `fingerprint` of its content.
         n: how many images; 0 where unknown.
+        layer: which of the extractor's features.
     """
 
     extractor: str = ""
@@ -92,21 +68,38 @@ class Origin:
     data: str = ""
     fingerprint: str = ""
     n: int = 0
+    layer: str = ""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The moments of the real images' features, and where they come from."""
+    """Summaries of the real images' features, by kind, and where they come from."""
 
-    gaussian: Gaussian
+    summaries: Mapping[Kind, Any]
     origin: Origin
 
     @property
+    def gaussian(self) -> Gaussian:
+        """The moments."""
+        gaussian: Gaussian = self.summaries[Moments]
+        return gaussian
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What is written of all summaries."""
+        return {
+            name: array
+            for kind, summary in self.summaries.items()
+            for name, array in kind.write(summary).items()
+        }
+
+    @property
     def sha256(self) -> str:
-        """A hash of mean, covariance and origin: what a result quotes."""
+        """A hash of the content and where it comes from: what a result quotes."""
         digest = hashlib.sha256(json.dumps(asdict(self.origin), sort_keys=True).encode())
-        for tensor in (self.gaussian.mean, self.gaussian.cov):
-            digest.update(tensor.contiguous().numpy().tobytes())
+        if not self.origin.fingerprint:  # else the origin says all, and rounding differs between machines
+            for _, array in sorted(self.arrays.items()):
+                digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     def write(self, path: Path) -> None:
@@ -116,10 +109,7 @@ class Reference:
         try:
             with beside.open("wb") as file:
                 np.savez(
-                    file,
-                    mu=self.gaussian.mean.numpy(),
-                    sigma=self.gaussian.cov.numpy(),
-                    meta=np.array(json.dumps(asdict(self.origin))),
+                    file, allow_pickle=False, meta=np.array(json.dumps(asdict(self.origin))), **self.arrays
                 )
                 file.flush()
                 os.fsync(file.fileno())
@@ -128,62 +118,59 @@ class Reference:
             beside.unlink(missing_ok=True)
 
 
-def read_reference(path: Path, extractor: Extractor) -> Reference:
-    """Read an `.npz` with `mu` and `sigma`, ours or EDM's, and check that `extractor` may be compared with
-    it.
+def read_reference(
+    path: Path, extractor: Extractor, layer: str = "", kinds: tuple[Kind, ...] = (Moments,)
+) -> Reference:
+    """Read the summaries `kinds` of an `.npz`, ours or EDM's; check that `extractor` may be compared with it.
 
-    A file without `meta` does not name its extractor; with 2048 features it is taken for the published
-    Inception's, which is what EDM's files are.
+    A file without `meta` does not name its extractor; with the right number of features it is taken for the
+    published Inception's, which is what EDM's files are.
 
     Raises:
-        UserError: there is no such file, it is damaged or of another kind, or another extractor made it.
+        UserError: there is no such file, it is damaged or of another kind, another extractor made it, or it
+            lacks a summary.
     """
-    arrays = _read_arrays(path)
-    mean, cov = (torch.from_numpy(np.asarray(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
-    origin = Origin(**json.loads(str(arrays["meta"]))) if "meta" in arrays else Origin()
-    dim = mean.numel()
-    if (
-        mean.ndim != 1
-        or cov.shape != (dim, dim)
-        or not (torch.isfinite(mean).all() and torch.isfinite(cov).all())
-    ):
+    arrays, layer = _read_arrays(path), layer or extractor.layer
+    missing = [key for kind in kinds for key in kind.keys if key not in arrays]
+    if missing:
         raise UserError(
-            f"{path}: mu {tuple(mean.shape)} and sigma {tuple(cov.shape)} are not a finite mean [d] and "
-            "covariance [d, d]"
+            f"reference {path} has the keys {', '.join(arrays) or 'none'}; it needs {' and '.join(missing)} "
+            "for these metrics: give the data itself as the reference, or leave the metrics out"
         )
-    _refuse_another(path, origin, dim, extractor)
-    return Reference(Gaussian(mean, cov, origin.n or None), origin)
+    try:
+        origin = Origin(**json.loads(str(arrays["meta"]))) if "meta" in arrays else Origin()
+        summaries = {kind: kind.read(arrays, origin.n or None) for kind in kinds}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"reference {path} is damaged: {error}") from error
+    _refuse_another(path, origin, arrays[kinds[0].keys[0]].shape[-1], extractor, layer)
+    return Reference(summaries, origin)
 
 
 def _read_arrays(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+            return dict(file)
     except FileNotFoundError:
         raise UserError(f"reference {path}: there is no such file") from None
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"reference {path} cannot be read as an .npz of plain arrays: {error}") from error
-    missing = {"mu", "sigma"} - arrays.keys()
-    if missing:
-        raise UserError(f"reference {path} has the keys {', '.join(arrays) or 'none'}; it needs mu and sigma")
-    return arrays
 
 
-def _refuse_another(path: Path, origin: Origin, dim: int, extractor: Extractor) -> None:
+def _refuse_another(path: Path, origin: Origin, dim: int, extractor: Extractor, layer: str) -> None:
     name = origin.extractor or "an extractor that the file does not name"
     taken_on_trust = not origin.extractor and extractor.name == "inception"
     same = taken_on_trust or origin.extractor_sha256 == extractor.sha256
-    if dim == extractor.dim and same:
+    if dim == extractor.layers[layer] and same and origin.layer in ("", layer):
         return
     raise UserError(
         f"reference {path}: {dim} features of {name} (sha256 {origin.extractor_sha256[:8] or 'unknown'}) "
-        f"cannot be compared with {extractor.dim} features of {extractor.name} "
+        f"cannot be compared with {extractor.layers[layer]} features of {extractor.name} "
         f"(sha256 {extractor.sha256[:8]}); give statistics of the same extractor, or the data itself"
     )
 
 
 def measure(images: Iterable[Tensor], extractor: Extractor) -> Moments:
-    """The moments of the features of batches uint8 [B, C, H, W]."""
+    """The moments of the first layer's features of batches uint8 [B, C, H, W]."""
     moments = Moments(extractor.dim, extractor.device)
     for batch in images:
         moments.update(extractor(batch))
@@ -206,31 +193,76 @@ def batches(data: Images, rank: int = 0, world: int = 1, batch: int = 256) -> It
         yield x
 
 
+def references_of(
+    data: Images,
+    extractor: Extractor,
+    wanted: Wanted,
+    cache: Path | None = None,
+    processes: Processes | None = None,
+) -> dict[str, Reference]:
+    """Summaries of all of `data` by layer, in one pass, each process taking its share.
+
+    They are kept in the folder `cache` for the next time; a file's name is a function of the extractor's and
+    the data's fingerprints.
+    """
+    processes = processes or Alone()
+    paths = {layer: cache and cache / cache_name(data, extractor, layer) for layer in wanted}
+    found = {
+        layer: path is not None and path.is_file() and _holds(path, wanted[layer])
+        for layer, path in paths.items()
+    }
+    # All or none: a process that found the files would not meet the others in their sums.
+    if not processes.any(not all(found.values())):
+        return {
+            layer: read_reference(path, extractor, layer, wanted[layer])
+            for layer, path in paths.items()
+            if path is not None
+        }
+    references = _summarise(data, extractor, wanted, processes)
+    for layer, path in paths.items():
+        if path is not None and processes.rank == 0:
+            references[layer].write(path)
+    return references
+
+
 def reference_of(
     data: Images, extractor: Extractor, cache: Path | None = None, processes: Processes | None = None
 ) -> Reference:
-    """Statistics of all of `data`, each process taking its share; kept in the folder `cache` for the next
-    time.
-
-    The cached file's name is a function of the extractor's and the data's fingerprints.
-    """
-    processes = processes or Alone()
-    path = None if cache is None else cache / cache_name(data, extractor)
-    # All or none: a process that found the file would not meet the others in their sums.
-    missing = processes.any(path is None or not path.is_file())
-    if path is not None and not missing:
-        return read_reference(path, extractor)
-    moments = measure(batches(data, processes.rank, processes.world), extractor).reduce(processes.sum)
-    origin = Origin(
-        extractor.name, extractor.sha256, extractor.resize, data.name, data.fingerprint, int(moments.n)
-    )
-    reference = Reference(moments.gaussian(), origin)
-    if path is not None and processes.rank == 0:
-        reference.write(path)
-    return reference
+    """Moments of the first layer's features of all of `data`; see `references_of`."""
+    return references_of(data, extractor, {extractor.layer: (Moments,)}, cache, processes)[extractor.layer]
 
 
-def cache_name(data: Images, extractor: Extractor) -> str:
-    """`<data>-<extractor>-<hash of both fingerprints>.npz`."""
+def _holds(path: Path, kinds: tuple[Kind, ...]) -> bool:
+    with np.load(path, allow_pickle=False) as file:
+        return {key for kind in kinds for key in kind.keys} <= set(file)
+
+
+def _summarise(
+    data: Images, extractor: Extractor, wanted: Wanted, processes: Processes
+) -> dict[str, Reference]:
+    running = {
+        layer: {kind: kind(extractor.layers[layer], extractor.device) for kind in kinds}
+        for layer, kinds in wanted.items()
+    }
+    seen = processes.rank
+    for batch in batches(data, processes.rank, processes.world):
+        index = seen + processes.world * np.arange(len(batch))
+        features, seen = extractor.features(batch), seen + processes.world * len(batch)
+        for layer, accumulators in running.items():
+            for accumulator in accumulators.values():
+                accumulator.update(features[layer], index)
+    origin = (extractor.name, extractor.sha256, extractor.resize, data.name, data.fingerprint, len(data))
+    return {
+        layer: Reference(
+            {kind: one.reduce(processes).summary() for kind, one in accumulators.items()},
+            Origin(*origin, layer),
+        )
+        for layer, accumulators in running.items()
+    }
+
+
+def cache_name(data: Images, extractor: Extractor, layer: str = "") -> str:
+    """`<data>-<extractor>[-<layer>]-<hash of both fingerprints>.npz`; the first layer goes unnamed."""
     key = hashlib.sha256(f"{extractor.sha256} {data.fingerprint}".encode()).hexdigest()[:16]
-    return f"{data.name}-{extractor.name}-{key}.npz"
+    suffix = "" if layer in ("", extractor.layer) else f"-{layer}"
+    return f"{data.name}-{extractor.name}{suffix}-{key}.npz"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scoregen.evaluation.features import check_images
+from scoregen.evaluation.features import Extractor, check_images
 
 # Derivatives along x, y and both diagonals, and a Laplacian: integers over a power of two, so exact on every
 # machine.
@@ -24,7 +24,7 @@ _EDGES, _COLOUR_EDGES, _TEXTURE = (32.0, 24.0, 16.0), (64.0, 64.0, 64.0), (64.0,
 _CHUNK = 128  # images at a time: the maps stay in the cache
 
 
-class ScatterExtractor:
+class ScatterExtractor(Extractor):
     """Turn images into 164 features: layout, colour, edges and texture, the same for every image size.
 
     With Y and two opponent colours C of x / 255, W_j the filters, u_l the image averaged l times over 2 x 2
@@ -44,24 +44,24 @@ class ScatterExtractor:
     """
 
     name = "scatter"
-    dim = 164
     resize = "none, x / 255"
     smallest = 8  # pixels a side
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        self.device = torch.device(device)
+        self.device, self.layers = torch.device(device), {"scatter": 164}
         self._filters = torch.tensor(_FILTERS, dtype=torch.float32, device=self.device)[:, None] / 16
         recipe = ("scatter 1", _FILTERS, _LAYOUT, _COLOUR, _EDGES, _COLOUR_EDGES, _TEXTURE)
         self.sha256 = hashlib.sha256(repr(recipe).encode()).hexdigest()
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Features [B, 164], float32, of images uint8 [B, 1 or 3, H, W].
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """`scatter` [B, 164], float32, of images uint8 [B, 1 or 3, H, W].
 
         Raises:
             UserError: the images are smaller than 8 x 8 or have neither 1 nor 3 channels.
         """
         check_images(images, self.smallest)
-        return torch.cat([self._features(part.to(self.device)) for part in images.split(_CHUNK)])
+        parts = [self._features(part.to(self.device)) for part in images.split(_CHUNK)]
+        return {"scatter": torch.cat(parts)}
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> Tensor:

@@ -45,4 +45,4 @@ class FrechetDistance(Metric):
             UserError: fewer than two images.
         """
         moments = Moments.of_state((self.n, self.sum, self.outer))
-        return torch.tensor(frechet_distance(moments.gaussian(), self.reference), dtype=torch.float64)
+        return torch.tensor(frechet_distance(moments.summary(), self.reference), dtype=torch.float64)

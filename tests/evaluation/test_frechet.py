@@ -25,7 +25,7 @@ def orthogonal(dim: int, seed: int = 7) -> Tensor:
 def gaussian_of(features: Tensor) -> Gaussian:
     moments = Moments(features.shape[1])
     moments.update(features)
-    return moments.gaussian()
+    return moments.summary()
 
 
 def with_sqrtm(a: Gaussian, b: Gaussian) -> float:
@@ -124,7 +124,7 @@ def test_moments_of_uneven_parts_merge_to_those_of_the_whole() -> None:
     left = parts[0].merge(parts[1]).merge(parts[2]).merge(parts[3])
     right = parts[0].merge(parts[1].merge(parts[2].merge(parts[3])))
     whole = gaussian_of(features)
-    for merged in (left.gaussian(), right.gaussian()):
+    for merged in (left.summary(), right.summary()):
         assert merged.n == 1000
         assert torch.allclose(merged.mean, whole.mean, rtol=1e-9, atol=0)
         assert torch.allclose(merged.cov, whole.cov, rtol=1e-9, atol=1e-12)

@@ -1,6 +1,7 @@
 """Laws of the metrics by name, of their results, and of sums over processes."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,17 +9,12 @@ import torch
 from torch import Tensor, multiprocessing
 
 from scoregen.errors import UserError
+from scoregen.evaluation.evaluator import Evaluator, evaluate
 from scoregen.evaluation.features import EXTRACTORS, build_extractor
 from scoregen.evaluation.frechet import Moments, frechet_distance
-from scoregen.evaluation.metrics import (
-    METRICS,
-    Evaluator,
-    FrechetAccumulator,
-    check_metrics,
-    evaluate,
-    frechet_name,
-)
-from scoregen.evaluation.reference import Alone, measure, reference_of
+from scoregen.evaluation.metrics import METRICS, check_metrics
+from scoregen.evaluation.processes import Alone
+from scoregen.evaluation.reference import measure, reference_of
 from scoregen.evaluation.scatter import ScatterExtractor
 from tests.evaluation.conftest import Held
 
@@ -29,28 +25,30 @@ class Counting(ScatterExtractor):
     name = "counting"
     seen = 0
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> dict[str, Tensor]:
         self.seen += len(images)
-        return super().__call__(images)
+        return super().features(images)
 
 
 def test_only_the_published_features_at_50000_images_are_called_fid() -> None:
-    assert frechet_name("inception", 50_000) == "fid"
-    assert frechet_name("inception", 49_999) == "fid_49999"
-    assert frechet_name("inception", 100_000) == "fid_100000"
-    assert frechet_name("scatter", 50_000) == "fd_scatter"
+    assert METRICS["fid"].name("fid", 50_000) == "fid"
+    assert METRICS["fid"].name("fid", 49_999) == "fid_49999"
+    assert METRICS["fid"].name("fid", 100_000) == "fid_100000"
+    assert METRICS["fd_scatter"].name("fd_scatter", 49_999) == "fd_scatter"
     assert {m.extractor for name, m in METRICS.items() if name.startswith("fid")} == {"inception"}
+    assert {m.layer for name, m in METRICS.items() if name.startswith("fid")} == {""}
 
 
 def test_every_extractor_but_inception_has_its_own_frechet_distance() -> None:
-    assert {f"fd_{name}" for name in EXTRACTORS if name != "inception"} | {"fid"} == METRICS.keys()
+    distances = {name for name in METRICS if name.startswith("fd_")}
+    assert distances == {f"fd_{name}" for name in EXTRACTORS if name != "inception"}
 
 
 def test_unknown_names_are_told_at_once_with_the_near_ones() -> None:
     with pytest.raises(UserError) as error:
         check_metrics(["fdi", "fid", "fd_scater"])
     assert str(error.value) == (
-        "metrics not known: fdi, fd_scater; allowed: fid, fd_scatter; "
+        f"metrics not known: fdi, fd_scater; allowed: {', '.join(METRICS)}; "
         "did you mean fid?; did you mean fd_scatter?"
     )
     with pytest.raises(UserError, match="no metrics were named"):
@@ -67,7 +65,7 @@ def test_a_result_says_what_it_is_a_function_of(digits: Tensor) -> None:
     moments = measure([drawn], extractor)
     assert not results
     assert name == result.name == "fd_scatter"
-    assert result.value == pytest.approx(frechet_distance(moments.gaussian(), reference.gaussian), rel=1e-9)
+    assert result.value == pytest.approx(frechet_distance(moments.summary(), reference.gaussian), rel=1e-9)
     assert (result.n, result.reference_n) == (len(drawn), 800)
     assert (result.extractor, result.extractor_sha256) == ("scatter", extractor.sha256)
     assert result.reference_sha256 == reference.sha256
@@ -94,7 +92,7 @@ def test_features_are_computed_once_for_all_metrics_of_an_extractor(
     extractor = Counting()
     monkeypatch.setitem(EXTRACTORS, "counting", lambda weights, device: extractor)
     for name in ("first", "second"):
-        monkeypatch.setitem(METRICS, name, type(METRICS["fid"])("counting", FrechetAccumulator))
+        monkeypatch.setitem(METRICS, name, replace(METRICS["fd_scatter"], extractor="counting"))
     judge = Evaluator(["first", "second", "first"], Held(digits[:300]))
     judge(digits[300:500].split(64))
     assert extractor.seen == 300 + 200
@@ -114,7 +112,7 @@ def test_the_torchmetrics_metric_is_the_same_number_and_adds_over_processes(digi
     metric = FrechetDistance(extractor, reference)
     for batch in digits[800:].split(97):
         metric.update(batch)
-    whole = frechet_distance(measure([digits[800:]], extractor).gaussian(), reference)
+    whole = frechet_distance(measure([digits[800:]], extractor).summary(), reference)
     assert metric.compute().dtype == torch.float64
     assert float(metric.compute()) == pytest.approx(whole, rel=1e-9)
     alone = metric.outer.clone()
@@ -147,7 +145,7 @@ def _judge_a_share(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     images = torch.load(f"{folder}/digits.pt", weights_only=True)
     processes = Gloo(rank, 2, f"{folder}/meet")
-    share = images[800:1400][rank * 410 :][: 410 if rank == 0 else 600]  # 410 images and 190
+    share = images[800:1401][rank::2]  # 301 images and 300
     cache = Path(folder) / "cache"
     judge = Evaluator(["fd_scatter"], Held(images[:800]), cache=cache, processes=processes)
     result = judge(share.split(64))["fd_scatter"]
@@ -158,10 +156,10 @@ def _judge_a_share(rank: int, folder: str) -> None:
 def test_two_processes_with_uneven_shares_get_the_number_of_one(digits: Tensor, tmp_path: Path) -> None:
     torch.save(digits, tmp_path / "digits.pt")
     multiprocessing.spawn(_judge_a_share, (str(tmp_path),), nprocs=2)
-    alone = evaluate([digits[800:1400]], ["fd_scatter"], Held(digits[:800]))["fd_scatter"]
+    alone = evaluate([digits[800:1401]], ["fd_scatter"], Held(digits[:800]))["fd_scatter"]
     for rank in (0, 1):
         value, n, reference_n = torch.load(tmp_path / f"result{rank}.pt", weights_only=True)
-        assert (n, reference_n) == (600, 800)
+        assert (n, reference_n) == (601, 800)
         assert value == pytest.approx(alone.value, rel=1e-9)
     assert len(os.listdir(tmp_path / "cache")) == 1
 
@@ -176,7 +174,7 @@ def test_a_process_without_images_adds_nothing(digits: Tensor) -> None:
 def test_a_small_fid_is_named_after_its_n_and_says_its_bias(weights: Path) -> None:
     g = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (12, 3, 32, 32), generator=g, dtype=torch.uint8)
-    result = evaluate([noise[:5]], ["fid"], Held(noise[5:]), weights=weights)["fid_5"]
+    result = evaluate([noise[:5]], ["fid"], Held(noise[5:]), weights={"inception": weights})["fid_5"]
     assert "n = 5 does not exceed the 2048 features" in result.note
     assert result.reference_n == 7
     assert result.value > 0

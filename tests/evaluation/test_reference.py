@@ -74,7 +74,7 @@ def test_statistics_of_another_dimension_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"mu": np.zeros(164)}, "it needs mu and sigma"),
+        ({"mu": np.zeros(164)}, "it needs sigma"),
         ({"mu": np.zeros(164), "sigma": np.zeros((164, 3))}, "not a finite mean"),
         ({"mu": np.full(164, np.nan), "sigma": np.eye(164)}, "not a finite mean"),
         ({"mu": np.zeros(164), "sigma": np.array({"a": 1})}, "cannot be read as an \\.npz of plain arrays"),

@@ -75,7 +75,7 @@ def distance(x: Tensor, y: Tensor) -> float:
     for images in (x, y):
         moments = Moments(ScatterExtractor.dim)
         moments.update(ScatterExtractor()(images))
-        sides.append(moments.gaussian())
+        sides.append(moments.summary())
     return frechet_distance(sides[0], sides[1])
 
 

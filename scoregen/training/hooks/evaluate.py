@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scoregen.errors import UserError
-from scoregen.evaluation.metrics import Evaluator, check_metrics
+from scoregen.evaluation.evaluator import Evaluator
+from scoregen.evaluation.metrics import check_metrics
 from scoregen.evaluation.model import evaluate_model
 from scoregen.ranges import PositiveInt
 from scoregen.training.hooks.base import Hook
@@ -23,7 +24,7 @@ class EvaluateHook(Hook):
         metrics: names as evaluate.py knows them; a name in the log tells the extractor and n.
         num: images to draw, with seeds 0 to num - 1.
         batch: images at a time on one process.
-        weights: file of an extractor that needs weights; null looks in the usual places.
+        weights: file of the Inception weights; null looks in the usual places.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class EvaluateHook(Hook):
         if num < 2:
             raise UserError(f"hooks.evaluate.num={num}: a distance needs at least 2 images")
         self.metrics, self.num, self.batch = metrics, num, batch
-        self.weights = Path(weights) if weights else None
+        self.weights = {"inception": Path(weights)} if weights else {}
         self._evaluator: Evaluator | None = None
 
     def start(self, trainer: "Trainer") -> None:

@@ -4,6 +4,7 @@ Source: Karras et al., Elucidating the Design Space of Diffusion-Based Generativ
 arXiv 2206.00364, table 1.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 from typing import Protocol
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from scoregen.diffusion import schedules
+from scoregen.diffusion.grids import KarrasGrid
 from scoregen.errors import UserError
-from scoregen.ranges import Positive, PositiveInt
+from scoregen.ranges import Fraction, Positive, PositiveInt
 
 
 class SigmaDistribution(Protocol):
@@ -56,6 +58,52 @@ class LogUniformSigma:
     def quantile(self, u: Tensor) -> Tensor:
         """sigma_min (sigma_max / sigma_min)^u."""
         return self.sigma_min * (u * log(self.sigma_max / self.sigma_min)).exp()
+
+
+@dataclass(frozen=True)
+class KarrasSigma:
+    """sigma(t) of EDM's sampling grid at t ~ U(low, high), t = 0 at sigma_min and 1 at sigma_max.
+
+    The distribution of the one-step distillers: [0, 0.8] for SiD and SIM, the interior of a table of 1000
+    levels for DMD, k / 999 with k in 20 ... 980, and f-distill, 2 ... 998.
+
+    Args:
+        grid: the sampling grid.
+        low, high: the interval of t.
+
+    Raises UserError unless low < high.
+    """
+
+    grid: KarrasGrid = KarrasGrid()  # noqa: RUF009 - frozen
+    low: Fraction = 0.0
+    high: Fraction = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise UserError(f"KarrasSigma: low={self.low:g} must be below high={self.high:g}")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """The grid's curve at the ramp 1 - t, t = low + u (high - low)."""
+        return self.grid.curve(1 - (self.low + u * (self.high - self.low)))
+
+
+@dataclass(frozen=True)
+class LevelsSigma:
+    """One of a few levels, each as often as the others.
+
+    Raises UserError unless the levels are positive and increase.
+    """
+
+    levels: Sequence[Positive]
+
+    def __post_init__(self) -> None:
+        if not self.levels or any(a >= b for a, b in zip((0.0, *self.levels), self.levels, strict=False)):
+            raise UserError(f"LevelsSigma: levels={list(self.levels)} must be positive and increase")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """The level number floor(u n) of n."""
+        levels = torch.tensor(tuple(self.levels), dtype=u.dtype, device=u.device)
+        return levels[(u * len(levels)).long()]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,16 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from scoregen.diffusion.noise import IDDPMSigma, LogNormalSigma, LogUniformSigma, VPSigma
+from scoregen.diffusion.noise import (
+    IDDPMSigma,
+    KarrasSigma,
+    LevelsSigma,
+    LogNormalSigma,
+    LogUniformSigma,
+    VPSigma,
+)
 from scoregen.diffusion.schedules import iddpm_sigmas, vp_time
 from scoregen.errors import UserError
 
@@ -29,6 +38,43 @@ def test_iddpm_quantiles_hit_every_level_above_zero_equally_often() -> None:
     sigma, count = IDDPMSigma().quantile(U).unique(return_counts=True)
     assert torch.equal(sigma, iddpm_sigmas()[:-1].flip(0))
     assert (count == 10).all()
+
+
+@pytest.mark.parametrize(
+    ("index", "sigma"), [(2, 0.0021), (20, 0.0032), (500, 2.53), (980, 72.05), (998, 79.56)]
+)
+def test_karras_quantiles_are_the_published_table_of_a_thousand_levels(index: int, sigma: float) -> None:
+    u = torch.tensor(index / 999, dtype=torch.float64)
+    assert float(KarrasSigma().quantile(u)) == pytest.approx(sigma, rel=0.02)
+
+
+def test_karras_quantiles_of_an_interval_are_those_of_the_whole_rescaled() -> None:
+    part = KarrasSigma(low=0.0, high=0.8).quantile(U)
+    assert torch.equal(part, KarrasSigma().quantile(0.8 * U))
+    assert float(part.median()) == pytest.approx(0.965, abs=1e-3)
+    assert float(part.max()) == pytest.approx(24.4, abs=0.1)
+    whole = KarrasSigma(low=2 / 999, high=998 / 999).quantile(U)
+    assert float((whole < 8).double().mean()) == pytest.approx(0.64, abs=0.01)
+    assert float((whole < 1).double().mean()) == pytest.approx(0.40, abs=0.01)
+
+
+def test_levels_are_hit_equally_often() -> None:
+    sigma, count = LevelsSigma((0.1, 0.2, 0.5, 2.0)).quantile(U).unique(return_counts=True)
+    assert sigma.tolist() == [0.1, 0.2, 0.5, 2.0]
+    assert (count == 2500).all()
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: KarrasSigma(low=0.5, high=0.5), "low=0.5 must be below high=0.5"),
+        (lambda: LevelsSigma((0.2, 0.1)), "must be positive and increase"),
+        (lambda: LevelsSigma(()), "must be positive and increase"),
+    ],
+)
+def test_empty_intervals_and_disordered_levels_are_refused(build: Callable, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        build()
 
 
 @pytest.mark.parametrize(

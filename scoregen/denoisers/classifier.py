@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from scoregen.denoisers.base import Cond, as_sigma, expand
+from scoregen.denoisers.base import Cond, expand
 from scoregen.denoisers.network import NetworkDenoiser
 
 
@@ -18,8 +18,7 @@ class NetworkClassifier(NetworkDenoiser):
         self, x: Tensor, sigma: Tensor, cond: Cond = None, augment_labels: Tensor | None = None
     ) -> Tensor:
         """Logits [B, K] for x [B, *shape] and sigma [] or [B], float32 (float64 for a float64 network)."""
-        x = x.to(self._dtype())
-        c = self.precond(as_sigma(sigma, x).expand(x.shape[0]))
+        x, c = self._prepare(x, sigma)
         with self._autocast(x.device.type):
             logits: Tensor = self.network(expand(c.input, x) * x, c.noise, cond, augment_labels)
         return logits.to(x.dtype)

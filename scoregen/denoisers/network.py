@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from scoregen.denoisers.base import Cond, as_sigma, expand
-from scoregen.diffusion.precond import Precond
+from scoregen.diffusion.precond import Coefficients, Precond
 from scoregen.errors import UserError
+from scoregen.networks.base import Network
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -47,19 +48,31 @@ class NetworkDenoiser(nn.Module):
         self, x: Tensor, sigma: Tensor, cond: Cond = None, augment_labels: Tensor | None = None
     ) -> Tensor:
         """E[x0 | x] for x [B, *shape] and sigma [] or [B], in float32 (float64 for a float64 network)."""
+        x, c = self._prepare(x, sigma)
+        with self._autocast(x.device.type):
+            f = self.network(expand(c.input, x) * x, c.noise, cond, augment_labels)
+        return expand(c.skip, x) * x + expand(c.out, x) * self._denoised_part(f, x)
+
+    def features(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> dict[str, Tensor]:
+        """The network's features at all of its taps, [B, ...] each, in the dtype of `forward`'s result."""
+        x, c = self._prepare(x, sigma)
+        assert isinstance(self.network, Network)
+        with self._autocast(x.device.type):
+            features = self.network.features(expand(c.input, x) * x, c.noise, cond)
+        return {name: feature.to(x.dtype) for name, feature in features.items()}
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """The nearest noise levels that the preconditioner knows; all but iDDPM's know every level."""
+        return self.precond.round(sigma)
+
+    def _prepare(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Coefficients]:
+        """x [B, *shape] in the dtype of the work, and the coefficients at its noise levels."""
         if x.ndim == 0 or x.shape[1:] != self.shape:
             raise UserError(
                 f"this denoiser takes batches of samples of shape {self.shape}, got shape {tuple(x.shape)}"
             )
         x = x.to(self._dtype())
-        c = self.precond(as_sigma(sigma, x).expand(x.shape[0]))
-        with self._autocast(x.device.type):
-            f = self.network(expand(c.input, x) * x, c.noise, cond, augment_labels)
-        return expand(c.skip, x) * x + expand(c.out, x) * self._denoised_part(f, x)
-
-    def round_sigma(self, sigma: Tensor) -> Tensor:
-        """The nearest noise levels that the preconditioner knows; all but iDDPM's know every level."""
-        return self.precond.round(sigma)
+        return x, self.precond(as_sigma(sigma, x).expand(x.shape[0]))
 
     def _denoised_part(self, f: Tensor, x: Tensor) -> Tensor:
         expected = (x.shape[0], self.precond.channel_factor * x.shape[1], *x.shape[2:])

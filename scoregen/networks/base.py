@@ -20,6 +20,21 @@ class Network(nn.Module):
         self.shape, self.num_classes, self.augment_dim = shape, num_classes, augment_dim
         self.out_channels = shape[0] if out_channels is None else out_channels
 
+    @property
+    def taps(self) -> dict[str, tuple[int, ...]]:
+        """Where `features` can be read, and the shapes there of one sample's; none unless overridden."""
+        return {}
+
+    def features(
+        self,
+        x: Tensor,
+        noise_labels: Tensor,
+        cond: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The features at all taps, [B, *shape], from what `forward` takes; for networks that have taps."""
+        raise NotImplementedError
+
     def check(self, x: Tensor, noise_labels: Tensor, cond: Tensor | None, augment: Tensor | None) -> None:
         """Raise UserError unless x is [B, *shape], noise_labels and cond [B], augment [B, augment_dim]."""
         batch = x.shape[:1]

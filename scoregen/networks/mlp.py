@@ -62,13 +62,30 @@ class MLP(Network):
         cond: Tensor | None = None,
         augment_labels: Tensor | None = None,
     ) -> Tensor:
-        self.check(x, noise_labels, cond, augment_labels)
-        emb = self._embed(x, noise_labels, cond, augment_labels)
-        h = self.input(x)
-        for block in self.blocks:
-            h = block(h, emb)
+        *_, h = self.features(x, noise_labels, cond, augment_labels).values()
         out: Tensor = self.output(F.silu(h))
         return out
+
+    @property
+    def taps(self) -> dict[str, tuple[int, ...]]:
+        """Every block: block0, block1, ..."""
+        return {f"block{i}": (self.input.weight.shape[0],) for i in range(len(self.blocks))}
+
+    def features(
+        self,
+        x: Tensor,
+        noise_labels: Tensor,
+        cond: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """What each block gives, [B, width]."""
+        self.check(x, noise_labels, cond, augment_labels)
+        emb = self._embed(x, noise_labels, cond, augment_labels)
+        h, features = self.input(x), {}
+        for name, block in zip(self.taps, self.blocks, strict=True):
+            h = block(h, emb)
+            features[name] = h
+        return features
 
     def _embed(self, x: Tensor, noise_labels: Tensor, cond: Tensor | None, augment: Tensor | None) -> Tensor:
         emb = self.map_noise(noise_labels).to(x.dtype)

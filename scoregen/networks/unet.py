@@ -99,6 +99,23 @@ class UNet(Network, ABC):
         emb = self.embed(noise_labels, self.one_hot(cond, x), augment_labels)
         return self.head(self.decode(self.encode(x, emb), emb))
 
+    @property
+    def taps(self) -> dict[str, tuple[int, ...]]:
+        """The last block of the encoder at each resolution, for example 16x16."""
+        return {_name(size): (width, size, size) for size, width in zip(self.sizes, self.widths, strict=True)}
+
+    def features(
+        self,
+        x: Tensor,
+        noise_labels: Tensor,
+        cond: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """What the last block of each resolution of the encoder gives; the decoder is not run."""
+        self.check(x, noise_labels, cond, augment_labels)
+        skips = self.encode(x, self.embed(noise_labels, self.one_hot(cond, x), augment_labels))
+        return dict(zip(self.taps, skips[self.num_blocks :: self.num_blocks + 1], strict=True))
+
     def encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
         """The features that the decoder takes, first to last."""
         image, skips = x, []

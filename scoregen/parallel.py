@@ -30,6 +30,8 @@ class Parallel:
         self.world = world_size()
         self.rank = int(os.environ.get("RANK", "0"))
         kind = _resolve_device(device)
+        if kind == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it products may not repeat
         if self.world == 1:
             self.device = torch.device(kind)
             return

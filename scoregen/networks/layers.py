@@ -86,10 +86,23 @@ def downsample(x: Tensor, fir: Tensor, *, padding: int | None = None) -> Tensor:
 def upsample(x: Tensor, fir: Tensor) -> Tensor:
     """Put zeros between pixels and filter each channel with 4 fir: the transpose of `downsample`, times 4."""
     if fir.shape[-1] == 2:
-        return F.interpolate(x, scale_factor=2, mode="nearest")
+        return _repeat_pixels(x)
     channels, pad = x.shape[1], (fir.shape[-1] - 1) // 2
     weight = (4 * fir).expand(channels, -1, -1, -1)
     return F.conv_transpose2d(x, weight, stride=2, padding=pad, groups=channels)
+
+
+def _repeat_pixels(x: Tensor) -> Tensor:
+    """Each pixel of [B, C, H, W] four times over: [B, C, 2 H, 2 W], channels last where x is.
+
+    Compiled, `interpolate` would add up its gradient by atomics, slowly and in no fixed order.
+    """
+    if not torch.compiler.is_compiling():
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+    batch, channels, height, width = x.shape
+    pixels = x.permute(0, 2, 3, 1)[:, :, None, :, None]
+    repeated = pixels.expand(batch, height, 2, width, 2, channels)
+    return repeated.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
 
 
 class Resample(nn.Module):
@@ -152,7 +165,20 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if torch.compiler.is_compiling():
+            return self._spelled_out(wide).to(x.dtype)
         return F.group_norm(wide, self.groups, self.weight, self.bias, self.eps).to(x.dtype)
+
+    def _spelled_out(self, x: Tensor) -> Tensor:
+        """The same in primitive operations, which a compiler fuses with their neighbours.
+
+        Of the packaged norm it makes one that goes through channels-first memory, there and back.
+        """
+        grouped = x.unflatten(1, (self.groups, -1))
+        var, mean = torch.var_mean(grouped, (2, 3, 4), correction=0, keepdim=True)
+        scale = (var + self.eps).rsqrt() * self.weight.view(1, self.groups, -1, 1, 1)
+        shift = self.bias.view(1, self.groups, -1, 1, 1) - mean * scale
+        return torch.addcmul(shift, grouped, scale).flatten(1, 2)
 
 
 class PositionalEmbedding(nn.Module):
@@ -203,5 +229,5 @@ def attention(qkv: Tensor, heads: int) -> Tensor:
     q, k, v = (
         split.permute(3, 0, 1, 4, 2).contiguous().unbind()
     )  # fused kernels need the d of a pixel adjacent
-    out = F.scaled_dot_product_attention(q, k, v)
-    return out.transpose(2, 3).reshape(batch, channels // 3, height, width)
+    out = F.scaled_dot_product_attention(q, k, v)  # [B, heads, H W, d]
+    return out.transpose(1, 2).reshape(batch, height, width, channels // 3).permute(0, 3, 1, 2)

@@ -94,6 +94,31 @@ def test_group_norm_takes_the_largest_allowed_number_of_groups(channels, groups)
     torch.testing.assert_close(y.var(2, correction=0), torch.ones(2, groups), atol=1e-4, rtol=0)
 
 
+def _compiled(function):
+    return torch.compile(function, backend="aot_eager", fullgraph=True)
+
+
+def test_what_is_compiled_normalises_alike_and_keeps_the_layout():
+    x = (3 + 2 * torch.randn(2, 24, 6, 6, dtype=torch.float64)).contiguous(memory_format=torch.channels_last)
+    norm = GroupNorm(24, eps=1e-6).double()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    y = _compiled(norm)(x)
+    torch.testing.assert_close(y, norm(x), rtol=1e-12, atol=1e-12)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_is_compiled_upsamples_to_the_same_bits_and_gradient():
+    fir = fir_filter((1, 1))
+    x, again = (torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    weights = torch.randn(2, 3, 8, 8)
+    eager, compiled = upsample(x.requires_grad_(), fir), _compiled(upsample)(again.requires_grad_(), fir)
+    assert torch.equal(compiled, eager)
+    (eager * weights).sum().backward()
+    (compiled * weights).sum().backward()
+    torch.testing.assert_close(again.grad, x.grad)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_group_norm_of_half_precision_is_the_rounded_float32_norm(dtype):
     x = (20 + torch.randn(2, 8, 16, 16)).to(dtype)

@@ -8,7 +8,6 @@ from typing import Self
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
 
 from scoregen import config
 from scoregen.data.augment import Augment
@@ -18,10 +17,9 @@ from scoregen.data.stream import Stream
 from scoregen.denoisers.classifier import NetworkClassifier
 from scoregen.denoisers.network import NetworkDenoiser
 from scoregen.errors import UserError
-from scoregen.networks.classifier import Classifier, Discriminator, EncoderNetwork
 from scoregen.objectives.base import Objective
-from scoregen.objectives.classifier import ClassifierLoss
 from scoregen.objectives.discriminator import DiscriminatorLoss
+from scoregen.objectives.likelihood import LikelihoodScoreLoss
 from scoregen.parallel import Parallel
 from scoregen.rng import derive_seed
 from scoregen.samplers.fit import fit_sampler
@@ -92,7 +90,7 @@ def build_denoiser(cfg: DictConfig, spec: ModelSpec) -> NetworkDenoiser:
             num_classes=spec.num_classes,
             augment_dim=spec.augment_dim,
         )
-    wrap = NetworkClassifier if isinstance(network, EncoderNetwork) else NetworkDenoiser
+    wrap = NetworkDenoiser if network.role == "denoiser" else NetworkClassifier
     return wrap(network, precond, shape=spec.shape, num_classes=spec.num_classes, precision=cfg.precision)
 
 
@@ -102,21 +100,22 @@ def build_step(cfg: DictConfig, spec: ModelSpec, augment: Augment) -> TrainStep:
         torch.manual_seed(derive_seed(cfg.seed, "objective"))
         objective = config.instantiate(cfg.objective)
     denoiser = build_denoiser(cfg, spec)
-    _check_pair(objective, denoiser.network, augment)
+    _check_pair(objective, denoiser, augment)
     return TrainStep(denoiser, objective, augment, label_dropout=cfg.trainer.get("label_dropout", 0.0))
 
 
-def _check_pair(objective: Objective, network: nn.Module, augment: Augment) -> None:
+def _check_pair(objective: Objective, denoiser: NetworkDenoiser, augment: Augment) -> None:
     """Refuse to train a classifier or discriminator by another's objective, or a denoiser by theirs."""
-    wanted = {ClassifierLoss: Classifier, DiscriminatorLoss: Discriminator}.get(type(objective))
-    if wanted is not (type(network) if isinstance(network, EncoderNetwork) else None):
+    if denoiser.network.role != getattr(objective, "trains", "denoiser"):
         raise UserError(
-            f"{type(objective).__name__} does not train {type(network).__name__}: objective=classifier goes "
-            "with network=classifier, objective=discriminator with network=discriminator, all others with "
-            "the other networks"
+            f"{type(objective).__name__} does not train {type(denoiser.network).__name__}: "
+            "objective=classifier and objective=dlsm go with network=classifier or resnet18, "
+            "objective=discriminator with network=discriminator, all others with the other networks"
         )
     if isinstance(objective, DiscriminatorLoss) and augment.label_dim:
         raise UserError("objective=discriminator needs augment=none: generated images are not augmented")
+    if isinstance(objective, LikelihoodScoreLoss):
+        objective.check(denoiser, augment)
 
 
 def build_trainer(cfg: DictConfig) -> Trainer:

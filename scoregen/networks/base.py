@@ -1,9 +1,13 @@
 """What every network shares: the arguments that the framework fills in, and the checks of its inputs."""
 
+from typing import ClassVar, Literal
+
 import torch
 from torch import Tensor, nn
 
 from scoregen.errors import UserError
+
+Role = Literal["denoiser", "classifier", "discriminator"]
 
 
 class Network(nn.Module):
@@ -12,6 +16,8 @@ class Network(nn.Module):
     num_classes = 0 is unconditional; the null class num_classes and cond = None both mean a zero one-hot.
     Augment labels enter linearly and without a bias, so that None equals zeros.
     """
+
+    role: ClassVar[Role] = "denoiser"  # what it is trained to be, by the objectives that train such ones
 
     def __init__(
         self, shape: tuple[int, ...], *, num_classes: int, augment_dim: int, out_channels: int | None

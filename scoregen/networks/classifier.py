@@ -114,6 +114,7 @@ class Classifier(EncoderNetwork):
     Arguments as in EncoderNetwork. Raises UserError where the data have no classes.
     """
 
+    role = "classifier"
     sees_class = False
 
     @property
@@ -130,6 +131,7 @@ class Discriminator(EncoderNetwork):
     Arguments as in EncoderNetwork.
     """
 
+    role = "discriminator"
     sees_class = True
 
     @property

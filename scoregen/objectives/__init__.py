@@ -3,6 +3,7 @@
 from scoregen.objectives.classifier import ClassifierLoss
 from scoregen.objectives.denoising import DenoisingLoss, EDMLoss
 from scoregen.objectives.discriminator import DiscriminatorLoss
+from scoregen.objectives.likelihood import LikelihoodScoreLoss
 from scoregen.objectives.uncertainty import UncertaintyLoss
 
 OBJECTIVES = {
@@ -12,5 +13,6 @@ OBJECTIVES = {
     "denoising_iddpm": DenoisingLoss,
     "denoising_uncertainty": UncertaintyLoss,
     "classifier": ClassifierLoss,
+    "dlsm": LikelihoodScoreLoss,
     "discriminator": DiscriminatorLoss,
 }

@@ -1,6 +1,7 @@
 """Training of a noise-conditional classifier, whose gradient guides samples towards a class."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor
 from scoregen.denoisers.base import Cond, Denoise, expand
 from scoregen.diffusion.noise import SigmaDistribution
 from scoregen.errors import UserError
+from scoregen.networks.base import Role
 from scoregen.objectives.base import Loss
 from scoregen.rng import BatchRng
 
@@ -27,6 +29,8 @@ class ClassifierLoss:
     """
 
     sigma: SigmaDistribution
+
+    trains: ClassVar[Role] = "classifier"
 
     def __call__(self, denoiser: Denoise, x0: Tensor, cond: Cond, rng: BatchRng) -> Loss:
         """The loss of a classifier, in the denoiser's place, at x0 [B, *shape] of the classes cond [B]."""

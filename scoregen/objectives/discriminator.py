@@ -1,5 +1,7 @@
 """Training of a discriminator of real and generated samples, whose gradient corrects the generator."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from scoregen.data.base import to_model_range
 from scoregen.denoisers.base import Cond, Denoise, expand
 from scoregen.diffusion.noise import SigmaDistribution
 from scoregen.errors import UserError
+from scoregen.networks.base import Role
 from scoregen.objectives.base import Loss
 from scoregen.rng import BatchRng
 
@@ -31,6 +34,8 @@ class DiscriminatorLoss(nn.Module):
     Source: Kim et al., Refining Generative Process with Discriminator Guidance in Score-based Diffusion
     Models, 2023, arXiv 2211.17091. Theirs is a head on frozen features of an ImageNet classifier.
     """
+
+    trains: ClassVar[Role] = "discriminator"
 
     generated: Tensor
     labels: Tensor | None

@@ -4,15 +4,22 @@ import pytest
 import torch
 
 from scoregen.errors import UserError
-from scoregen.networks.classifier import Classifier, Discriminator, EncoderNetwork
+from scoregen.networks.base import Network
+from scoregen.networks.classifier import Classifier, Discriminator
+from scoregen.networks.resnet import ResNetClassifier
 
-BOTH = pytest.mark.parametrize("kind", [Classifier, Discriminator])
+WIDTH: dict[type[Network], dict[str, object]] = {
+    Classifier: {"model_channels": 8},
+    Discriminator: {"model_channels": 8},
+    ResNetClassifier: {"width": 8, "num_blocks": (1, 2)},
+}
+ALL = pytest.mark.parametrize("kind", WIDTH)
 X, T = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([-1.0, 0.0, 1.0])
 
 
-def make(kind: type[EncoderNetwork], *, perturbed: bool = True, num_classes: int = 4) -> EncoderNetwork:
+def make(kind: type[Network], *, perturbed: bool = True, num_classes: int = 4) -> Network:
     torch.manual_seed(0)
-    network = kind(resolution=8, channels=1, num_classes=num_classes, augment_dim=2, model_channels=8)
+    network = kind(resolution=8, channels=1, num_classes=num_classes, augment_dim=2, **WIDTH[kind])
     if perturbed:
         with torch.no_grad():
             for p in network.parameters():
@@ -20,22 +27,22 @@ def make(kind: type[EncoderNetwork], *, perturbed: bool = True, num_classes: int
     return network.eval()
 
 
-@BOTH
-def test_a_new_network_has_no_opinion(kind: type[EncoderNetwork]) -> None:
+@ALL
+def test_a_new_network_has_no_opinion(kind: type[Network]) -> None:
     logits = make(kind, perturbed=False)(X, T)
-    assert logits.shape == (3, 4 if kind is Classifier else 1)
+    assert logits.shape == (3, 1 if kind is Discriminator else 4)
     assert logits.abs().max() < 1e-3
 
 
-@BOTH
-def test_every_parameter_learns(kind: type[EncoderNetwork]) -> None:
+@ALL
+def test_every_parameter_learns(kind: type[Network]) -> None:
     network = make(kind)
     network(X, T, torch.tensor([0, 1, 3]), torch.ones(3, 2)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 
-@BOTH
-def test_the_gradient_at_a_sample_depends_on_that_sample_alone(kind: type[EncoderNetwork]) -> None:
+@ALL
+def test_the_gradient_at_a_sample_depends_on_that_sample_alone(kind: type[Network]) -> None:
     network, x = make(kind).train(), X.clone().requires_grad_()
     (among_others,) = torch.autograd.grad(network(x, T).sum(), x)
     (alone,) = torch.autograd.grad(network(x[:1], T[:1]).sum(), x)
@@ -51,13 +58,29 @@ def test_a_classifier_is_not_told_the_class_and_a_discriminator_is() -> None:
     assert torch.equal(discriminator(X, T, torch.full((3,), 4)), discriminator(X, T))  # the null class
 
 
-@BOTH
-def test_the_noise_level_matters(kind: type[EncoderNetwork]) -> None:
+@ALL
+def test_the_noise_level_matters(kind: type[Network]) -> None:
     network = make(kind)
     assert not torch.allclose(network(X, T), network(X, T + 1))
 
 
-def test_a_classifier_needs_classes_and_a_discriminator_does_not() -> None:
+@pytest.mark.parametrize("kind", [Classifier, ResNetClassifier])
+def test_a_classifier_needs_classes(kind: type[Network]) -> None:
     with pytest.raises(UserError, match=r"data\.conditional=true"):
-        make(Classifier, num_classes=0)
+        make(kind, num_classes=0)
+
+
+def test_a_discriminator_needs_no_classes() -> None:
     assert make(Discriminator, num_classes=0)(X, T).shape == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "parameters"), [((2, 2, 2, 2), 11_173_962), ((3, 4, 6, 3), 21_282_122)]
+)
+def test_resnets_for_32_pixels_have_their_known_size(num_blocks: tuple[int, ...], parameters: int) -> None:
+    """Those of the usual CIFAR-10 forms of ResNet-18 and 34, beside what tells them the noise level."""
+    with torch.device("meta"):
+        network = ResNetClassifier(resolution=32, channels=3, num_classes=10, num_blocks=num_blocks)
+    noise = ("map_", "affines")
+    sizes = {name: p.numel() for name, p in network.named_parameters() if not name.startswith(noise)}
+    assert sum(sizes.values()) == parameters

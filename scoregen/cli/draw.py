@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scoregen import __version__
 from scoregen.cli.dump import ImageDump
+from scoregen.data.codec import codec_of
 from scoregen.denoisers.base import Denoiser
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.denoisers.smoothed import training_set
@@ -168,7 +169,7 @@ def _interpolation(draw: Draw, first: int, second: int) -> Tensor:
     frames = interpolate_noise(noise[0], noise[1], VIEW_COLUMNS)
     cond = None if cond is None else cond[:1].expand(VIEW_COLUMNS)
     rng = SampleRng([first] * VIEW_COLUMNS, draw.parallel.device)
-    return draw.sampler(draw.denoiser, frames, cond, rng)[None]
+    return codec_of(draw.denoiser).decode(draw.sampler(draw.denoiser, frames, cond, rng))[None]
 
 
 def _class_grid(draw: Draw, seeds: Sequence[int]) -> Tensor:

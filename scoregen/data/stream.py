@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from scoregen.data.base import ArrayDataset, Batch, Dataset, to_model_range
+from scoregen.data.codec import IDENTITY, Codec
 from scoregen.parallel import send
 from scoregen.ranges import NonNegativeInt
 from scoregen.rng import generator
@@ -17,7 +18,7 @@ class Stream:
     order_e is the permutation drawn from generator(seed, "order", e), so every image comes once an epoch, a
     batch may cross epochs, and a restart at any n needs no state. Sets in memory are moved to the device
     where they take at most a quarter of its free memory; sets that decode on demand are prefetched one step
-    ahead by `workers` threads.
+    ahead by `workers` threads. `codec` is that of the model which is trained.
     """
 
     def __init__(
@@ -27,10 +28,11 @@ class Stream:
         seed: int,
         device: torch.device | str = "cpu",
         workers: NonNegativeInt = 4,
+        codec: Codec = IDENTITY,
     ) -> None:
         self.device = torch.device(device)
         self.dataset = _place(dataset, self.device)
-        self.seed = seed
+        self.seed, self.codec = seed, codec
         self.workers = workers if dataset.on_demand else 0
         self._orders: dict[int, Tensor] = {}
         self._pool = ThreadPoolExecutor(self.workers, "decode") if self.workers else None
@@ -47,12 +49,12 @@ class Stream:
         return indices
 
     def batch(self, nimg: int, size: int, rows: slice = slice(None)) -> Batch:
-        """Those images, float32 in [-1, 1], and their class ids, both on the device."""
+        """Those images, float32 as the model sees them, and their class ids, both on the device."""
         if self._pool is None:
             got = self.dataset.fetch(self.indices(nimg, size, rows))
         else:
             got = self._prefetched(self._pool, nimg, size, rows)
-        x = to_model_range(send(got.x, self.device))
+        x = self.codec.encode(to_model_range(send(got.x, self.device)))
         return Batch(x, None if got.label is None else send(got.label, self.device))
 
     def _order(self, epoch: int) -> Tensor:

@@ -5,11 +5,12 @@ from typing import Literal
 import torch
 
 from scoregen.data.base import Dataset
+from scoregen.data.codec import Codec, encode_dataset
 from scoregen.data.stats import measure
 from scoregen.denoisers.base import Denoiser
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.denoisers.gaussian import GaussianDenoiser
-from scoregen.denoisers.latent import Chain, Codec, LatentDenoiser, Whitening, encode_dataset
+from scoregen.denoisers.latent import Chain, LatentDenoiser, Whitening
 from scoregen.denoisers.moments import measure_gaussian
 from scoregen.denoisers.neighbours import ImportanceDenoiser, NeighbourDenoiser
 from scoregen.denoisers.smoothed import SmoothedDenoiser

@@ -1,31 +1,14 @@
 """Closed forms in another space: encode the training set once, denoise there, decode the samples."""
 
-from typing import Protocol
-
-import torch
 from torch import Tensor, nn
 
-from scoregen.data.base import ArrayDataset, Dataset, to_model_range
+from scoregen.data.codec import Codec
 from scoregen.denoisers.base import Cond, Denoiser
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.denoisers.gaussian import GaussianDenoiser
 from scoregen.denoisers.smoothed import for_trajectory, training_set
 from scoregen.errors import UserError
 from scoregen.rng import Rng
-
-CHUNK = 1024  # samples encoded at a time
-
-
-class Codec(Protocol):
-    """An encoder and its decoder."""
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Samples [B, *shape] as latents [B, *latent shape]."""
-        ...
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Latents as samples."""
-        ...
 
 
 class Whitening(nn.Module):
@@ -102,17 +85,3 @@ class LatentDenoiser(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
         """E[z0 | z] for latents z [B, *shape] at sigma [] or [B]."""
         return self.inner(x, sigma, cond)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Latents [B, *shape] as samples in the model's range."""
-        return self.codec.decode(z)
-
-
-@torch.no_grad()
-def encode_dataset(data: Dataset, codec: Codec) -> ArrayDataset:
-    """The latents of a whole data set, with its class ids."""
-    batches = [data.fetch(indices) for indices in torch.arange(len(data)).split(CHUNK)]
-    latents = torch.cat([codec.encode(to_model_range(batch.x)) for batch in batches])
-    labels = [batch.label for batch in batches if batch.label is not None]
-    label = torch.cat(labels) if labels else None
-    return ArrayDataset(f"latents of {data.name}", latents, label, num_classes=data.num_classes or None)

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from scoregen.data.codec import codec_of
 from scoregen.denoisers.base import Cond, as_sigma, expand
 from scoregen.diffusion.precond import Coefficients, Precond
 from scoregen.errors import UserError
@@ -43,6 +44,7 @@ class NetworkDenoiser(nn.Module):
         self.network, self.precond, self.precision = network, precond, precision
         self.shape, self.num_classes = tuple(shape), num_classes
         self.sigma_min, self.sigma_max = precond.sigma_min, precond.sigma_max
+        self.codec = codec_of(precond)
 
     def forward(
         self, x: Tensor, sigma: Tensor, cond: Cond = None, augment_labels: Tensor | None = None
@@ -50,16 +52,24 @@ class NetworkDenoiser(nn.Module):
         """E[x0 | x] for x [B, *shape] and sigma [] or [B], in float32 (float64 for a float64 network)."""
         x, c = self._prepare(x, sigma)
         with self._autocast(x.device.type):
-            f = self.network(expand(c.input, x) * x, c.noise, cond, augment_labels)
-        return expand(c.skip, x) * x + expand(c.out, x) * self._denoised_part(f, x)
+            f = self.network(self.network_input(x, c), c.noise, cond, augment_labels)
+        return self.combine(x, self._denoised_part(f, x), c)
 
     def features(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> dict[str, Tensor]:
         """The network's features at all of its taps, [B, ...] each, in the dtype of `forward`'s result."""
         x, c = self._prepare(x, sigma)
         assert isinstance(self.network, Network)
         with self._autocast(x.device.type):
-            features = self.network.features(expand(c.input, x) * x, c.noise, cond)
+            features = self.network.features(self.network_input(x, c), c.noise, cond)
         return {name: feature.to(x.dtype) for name, feature in features.items()}
+
+    def network_input(self, x: Tensor, c: Coefficients) -> Tensor:
+        """What F sees of x [B, *shape]."""
+        return expand(c.input, x) * x
+
+    def combine(self, x: Tensor, f: Tensor, c: Coefficients) -> Tensor:
+        """D from x and the output f of the network, both [B, *shape]."""
+        return expand(c.skip, x) * x + expand(c.out, x) * f
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The nearest noise levels that the preconditioner knows; all but iDDPM's know every level."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoregen.data.codec import codec_of
 from scoregen.denoisers.base import Denoiser
-from scoregen.denoisers.latent import LatentDenoiser
 from scoregen.errors import UserError
 from scoregen.images import to_uint8
 from scoregen.rng import SampleRng
@@ -38,7 +38,7 @@ def generate(
     device: torch.device | str,
     labels: int | None = None,
 ) -> Iterator[Samples]:
-    """Draw one sample per seed, in batches; latents are decoded.
+    """Draw one sample per seed, in batches; the codes of a model that has a codec are decoded.
 
     Args:
         denoiser: any denoiser, on `device`.
@@ -59,9 +59,7 @@ def generate(
         rng = SampleRng(seeds[start : start + batch], device)
         noise = rng.randn(*denoiser.shape)
         cond = _draw_classes(denoiser, rng, labels)
-        x = sampler(denoiser, noise, cond, rng).float()
-        if isinstance(denoiser, LatentDenoiser):
-            x = denoiser.decode(x)
+        x = codec_of(denoiser).decode(sampler(denoiser, noise, cond, rng).float())
         _check_finite(x, rng.seeds)
         yield Samples(x, rng.seeds, cond)
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from scoregen.data.codec import codec_of
 from scoregen.denoisers.base import Denoiser
 from scoregen.rng import SampleRng
 from scoregen.samplers.base import Sampler
@@ -19,7 +20,8 @@ def trajectory(
     steps = list(sampler.iterate(denoiser, noise, cond, rng))
     chosen = torch.linspace(0, len(steps) - 1, min(columns, len(steps))).round().long().tolist()
     views = [steps[i].denoised if i < len(steps) - 1 else steps[i].x for i in chosen]
-    return torch.stack([view.float() for view in views], 1)
+    decode = codec_of(denoiser).decode
+    return torch.stack([decode(view.float()) for view in views], 1)
 
 
 def interpolate_noise(start: Tensor, end: Tensor, frames: int) -> Tensor:

@@ -3,11 +3,12 @@ import torch
 from torch import Tensor
 
 from scoregen.data.base import ArrayDataset, to_model_range
+from scoregen.data.codec import encode_dataset
 from scoregen.data.digits import load_digits
 from scoregen.denoisers.closed_form import closed_form_denoiser
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.denoisers.gaussian import GaussianDenoiser
-from scoregen.denoisers.latent import Chain, LatentDenoiser, Whitening, encode_dataset
+from scoregen.denoisers.latent import Chain, LatentDenoiser, Whitening
 from scoregen.denoisers.moments import measure_gaussian
 from scoregen.denoisers.neighbours import ImportanceDenoiser, NeighbourDenoiser
 from scoregen.denoisers.smoothed import SmoothedDenoiser, training_set
@@ -67,7 +68,7 @@ def test_without_smoothing_latent_diffusion_returns_training_samples(codec, data
     cond = torch.arange(12) % 10
     noise = torch.randn(12, 30, generator=generator("noise"))
     z = ClosedFormSampler()(denoiser, noise, cond, BatchRng("draw", size=12))
-    x = denoiser.decode(z)
+    x = denoiser.codec.decode(z)
     images = EmpiricalDenoiser(data.x, data.label)
     distance, index = images.nearest(x)
     spread = measure_gaussian(data)

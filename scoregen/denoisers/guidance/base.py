@@ -9,6 +9,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from scoregen.data.codec import Codec, codec_of
 from scoregen.denoisers.base import Cond, Denoiser, expand
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.denoisers.smoothed import training_set
@@ -41,6 +42,11 @@ class Around:
     def evaluations(self) -> int:
         """Evaluations of denoising networks per sample and call; those of judges are not counted."""
         return evaluations(self.denoiser)
+
+    @property
+    def codec(self) -> Codec:
+        """How the denoiser's samples are decoded."""
+        return codec_of(self.denoiser)
 
     @property
     def training_set(self) -> EmpiricalDenoiser:
@@ -135,4 +141,9 @@ def check_shape(name: str, part: Judge | Denoiser, denoiser: Denoiser) -> None:
         raise UserError(
             f"guidance: {name} is of samples of shape {part.shape}, the model of shape {denoiser.shape}; "
             "both must be of the same data"
+        )
+    if codec_of(part) != codec_of(denoiser):
+        raise UserError(
+            f"guidance: {name} looks at {codec_of(part)}, the model draws {codec_of(denoiser)}; train both "
+            "with the same precond.codec"
         )

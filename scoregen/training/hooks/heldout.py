@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from scoregen.data.base import Batch, Dataset, to_model_range
+from scoregen.data.codec import codec_of
 from scoregen.denoisers.base import Denoise, expand
 from scoregen.ranges import Positive, PositiveInt
 from scoregen.rng import BatchRng, generator
@@ -97,7 +98,7 @@ class HeldoutHook(Hook):
         self, denoiser: Denoise, batch: Batch, count: int, rows: slice, device: torch.device
     ) -> Tensor:
         """Weighted losses [rows, levels] of these images, averaged over the draws of noise."""
-        x0 = to_model_range(batch.x.to(device))
+        x0 = codec_of(denoiser).encode(to_model_range(batch.x.to(device)))
         cond = None if batch.label is None else batch.label.to(device)
         levels = []
         for level, sigma in enumerate(self.sigmas.tolist()):

@@ -12,14 +12,18 @@ from omegaconf import DictConfig
 from scoregen import config
 from scoregen.data.augment import Augment
 from scoregen.data.base import Dataset
+from scoregen.data.codec import IDENTITY, LogCodec, encoded
 from scoregen.data.stats import measure
 from scoregen.data.stream import Stream
 from scoregen.denoisers.classifier import NetworkClassifier
+from scoregen.denoisers.hyvarinen import HyvarinenDenoiser
 from scoregen.denoisers.network import NetworkDenoiser
+from scoregen.diffusion.precond import HyvarinenPrecond
 from scoregen.errors import UserError
 from scoregen.objectives.base import Objective
 from scoregen.objectives.discriminator import DiscriminatorLoss
 from scoregen.objectives.likelihood import LikelihoodScoreLoss
+from scoregen.objectives.multiplicative import MultiplicativeLoss
 from scoregen.parallel import Parallel
 from scoregen.rng import derive_seed
 from scoregen.samplers.fit import fit_sampler
@@ -90,7 +94,8 @@ def build_denoiser(cfg: DictConfig, spec: ModelSpec) -> NetworkDenoiser:
             num_classes=spec.num_classes,
             augment_dim=spec.augment_dim,
         )
-    wrap = NetworkDenoiser if network.role == "denoiser" else NetworkClassifier
+    learned = HyvarinenDenoiser if isinstance(precond, HyvarinenPrecond) else NetworkDenoiser
+    wrap = learned if network.role == "denoiser" else NetworkClassifier
     return wrap(network, precond, shape=spec.shape, num_classes=spec.num_classes, precision=cfg.precision)
 
 
@@ -114,7 +119,9 @@ def _check_pair(objective: Objective, denoiser: NetworkDenoiser, augment: Augmen
         )
     if isinstance(objective, DiscriminatorLoss) and augment.label_dim:
         raise UserError("objective=discriminator needs augment=none: generated images are not augmented")
-    if isinstance(objective, LikelihoodScoreLoss):
+    if isinstance(objective, DiscriminatorLoss) and denoiser.codec != IDENTITY:
+        raise UserError("objective=discriminator compares images as they are: choose a precond without codec")
+    if isinstance(objective, LikelihoodScoreLoss | MultiplicativeLoss):
         objective.check(denoiser, augment)
 
 
@@ -129,13 +136,18 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     data, augment = build_data(cfg, "train"), config.instantiate(cfg.augment)
     spec = ModelSpec.of(data, augment)
     step = build_step(cfg, spec, augment).to(parallel.device)
+    codec, hooks = step.denoiser.codec, build_hooks(cfg)
+    heldout = build_data(cfg, "test") if _needs_heldout(hooks) else None
+    for split in (data, heldout):
+        if isinstance(codec, LogCodec) and split is not None:
+            codec.check(split)
     lock = FolderLock(run_dir) if parallel.is_main else None
-    hooks, options = build_hooks(cfg), config.instantiate(cfg.trainer)
+    options = config.instantiate(cfg.trainer)
     trainer = Trainer(
         options=options,
         method=step,
-        stream=Stream(data, seed=cfg.seed, device=parallel.device, workers=options.workers),
-        heldout=build_data(cfg, "test") if _needs_heldout(hooks) else None,
+        stream=Stream(data, seed=cfg.seed, device=parallel.device, workers=options.workers, codec=codec),
+        heldout=heldout,
         roles=build_roles(cfg, step, parallel),
         schedule=config.instantiate(cfg.schedule),
         ema=config.instantiate(cfg.ema),
@@ -154,7 +166,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     trainer.resume()
     if parallel.is_main:
         if trainer.nimg == 0:
-            _warn_sigma_data(cfg, data)
+            _warn_sigma_data(cfg, encoded(data, codec))
         write_whole(run_dir / CONFIG, config.to_yaml(cfg).encode())
     return trainer
 
@@ -225,6 +237,7 @@ def _warn_sigma_data(cfg: DictConfig, data: Dataset) -> None:
         raise UserError(f"all values of {data.name} are equal: there is nothing to learn")
     if abs(cfg.sigma_data / measured - 1) > SIGMA_DATA_TOLERANCE:
         log.warning(
-            "sigma_data=%g, but the standard deviation of %s is %.3f in [-1, 1]: consider sigma_data=%.2f",
+            "sigma_data=%g, but the standard deviation of %s is %.3f as the model sees it: consider "
+            "sigma_data=%.2f",
             cfg.sigma_data, data.name, measured, measured,
         )  # fmt: skip

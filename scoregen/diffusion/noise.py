@@ -107,6 +107,27 @@ class LevelsSigma:
 
 
 @dataclass(frozen=True)
+class BrownianSigma:
+    """sigma^2 ~ U(sigma_min^2, sigma_max^2): the noise of Brownian motion at a time that is uniform.
+
+    Raises UserError unless sigma_min < sigma_max.
+    """
+
+    sigma_min: Positive
+    sigma_max: Positive
+
+    def __post_init__(self) -> None:
+        if not self.sigma_min < self.sigma_max:
+            raise UserError(
+                f"BrownianSigma: sigma_min={self.sigma_min:g} must be below sigma_max={self.sigma_max:g}"
+            )
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """sqrt(sigma_min^2 + u (sigma_max^2 - sigma_min^2))."""
+        return torch.lerp(u.new_tensor(self.sigma_min**2), u.new_tensor(self.sigma_max**2), u).sqrt()
+
+
+@dataclass(frozen=True)
 class VPSigma:
     """sigma(t) of the VP process at t ~ U(epsilon_t, 1)."""
 

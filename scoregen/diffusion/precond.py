@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from scoregen.data.codec import LogCodec
 from scoregen.diffusion import schedules
 from scoregen.ranges import NonNegative, Positive, PositiveInt
 
@@ -135,6 +136,54 @@ class VEPrecond(_Continuous):
         sigma = _wide(sigma)
         one = torch.ones_like(sigma)
         return Coefficients(skip=one, out=sigma, input=one, noise=(sigma / 2).log())
+
+
+@dataclass(frozen=True)
+class LogPrecond(EDMPrecond):
+    """EDM's coefficients for the logarithms of positive data under geometric Brownian motion.
+
+    dX = mu X dt + s X dW has ln X_t = ln X_0 + (mu - s^2 / 2) t + s sqrt(t) n. That drift is known, so
+    u = ln X without it is u_0 + sigma n, sigma = s sqrt(t), as every denoiser takes it. The defaults are the
+    paper's s = 0.8, T = 1, and the first of its 1,000 time steps.
+
+    Args:
+        sigma_data: standard deviation of the logarithms.
+        sigma_min: s / sqrt(N) for N time steps. sigma_max: s sqrt(T).
+        codec: how samples become logarithms.
+
+    Source: Shetty, Prasath and Seelamantula, Dale meets Langevin: A Multiplicative Denoising Diffusion Model,
+    2025, arXiv 2510.02730 (of which abstract and code were read). The coefficients are ours.
+    """
+
+    sigma_data: Positive = 0.24
+    sigma_min: Positive = 0.0253
+    sigma_max: Positive = 0.8
+    codec: LogCodec = LogCodec()  # noqa: RUF009 - frozen
+
+
+@dataclass(frozen=True)
+class HyvarinenPrecond(_Continuous):
+    """Reads F as the score of the positive values y = e^u themselves, as published; see `HyvarinenDenoiser`.
+
+    c_skip = 1,  c_out = sigma,  c_in = e^(-sigma^2), which multiplies y,  c_noise = ln(sigma) / 4.
+
+    The published network sees 2 y - 1 at every sigma; c_in, which keeps the second moment of y, and c_out are
+    inferred. Arguments and source as for `LogPrecond`.
+    """
+
+    sigma_min: Positive = 0.0253
+    sigma_max: Positive = 0.8
+    codec: LogCodec = LogCodec()  # noqa: RUF009 - frozen
+
+    def __call__(self, sigma: Tensor) -> Coefficients:
+        """The coefficients at noise levels sigma [] or [B]."""
+        sigma = _wide(sigma)
+        return Coefficients(
+            skip=torch.ones_like(sigma),
+            out=sigma,
+            input=(-sigma.square()).exp(),
+            noise=sigma.log() / 4,
+        )
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,13 @@ class GaussianDenoiser(nn.Module):
         after = expand(sigma_next, x.flatten(1)).to(dtype).square()
         return self._scaled(x, lambda variance: ((variance + after) / (variance + before)).sqrt())
 
+    def element_variances(self) -> Tensor:
+        """The variance of each element: the diagonal of Sigma, [*shape]."""
+        if self.eigenvectors is None:
+            return self.variances.view(self.shape)
+        diagonal = self.tail + self.eigenvectors.square() @ (self.variances - self.tail)
+        return diagonal.clamp(min=0).view(self.shape)
+
     def _dtype(self, x: Tensor) -> torch.dtype:
         return torch.promote_types(x.dtype, self.mean.dtype)
 

@@ -107,6 +107,22 @@ def measure_gaussian(
     return ClassGaussianDenoiser(classes, everything) if per_class else everything
 
 
+def pooled(gaussian: Gaussian) -> Gaussian:
+    """The white Gaussian with one mean and one variance for all elements of a channel, the first axis."""
+    if isinstance(gaussian, ClassGaussianDenoiser):
+        *classes, whole = (_pooled(member) for member in gaussian.members)
+        return ClassGaussianDenoiser(classes, whole)
+    return _pooled(gaussian)
+
+
+def _pooled(gaussian: Any) -> GaussianDenoiser:
+    mean = gaussian.mean.reshape(gaussian.shape[0], -1)
+    variances = gaussian.element_variances().reshape(mean.shape)
+    white = torch.stack([mean, variances + (mean - mean.mean(1, keepdim=True)) ** 2]).mean(2)
+    channels = white.reshape(2, -1, *(1,) * (len(gaussian.shape) - 1)).expand(2, *gaussian.shape)
+    return GaussianDenoiser(channels[0], channels[1])
+
+
 def cached_gaussian(
     data: Dataset, folder: Path, *, rank: int | None = None, per_class: bool = False, flips: bool = False
 ) -> Path:

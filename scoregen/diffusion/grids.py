@@ -84,6 +84,19 @@ class VEGrid(LogSNRGrid):
 
 
 @dataclass(frozen=True)
+class BrownianGrid(SigmaGrid):
+    """sigma = sigma_max sqrt(1 - i / N), i = 0, ..., N - 1: equal steps of the time of Brownian motion.
+
+    Levels below sigma_min are raised to it, so that with N = (sigma_max / sigma_min)^2 steps none is.
+    """
+
+    def curve(self, ramp: Tensor) -> Tensor:
+        """The noise levels [n]; the time left after the last of them is one step as well."""
+        left = 1 - ramp * (len(ramp) - 1) / len(ramp)
+        return (self.sigma_max * left.sqrt()).clamp(min=self.sigma_min)
+
+
+@dataclass(frozen=True)
 class ExpConstGrid(SigmaGrid):
     """Steps g_k = c min(1, t_{k+1}) of t = ln(1 + sigma^2), the c that leads from sigma_max to sigma_min.
 

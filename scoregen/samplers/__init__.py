@@ -7,6 +7,7 @@ from scoregen.samplers.dpm_v3 import DPMv3Sampler
 from scoregen.samplers.edm import EulerSampler, HeunSampler
 from scoregen.samplers.exponential import ExponentialSampler
 from scoregen.samplers.langevin import LangevinSampler
+from scoregen.samplers.multiplicative import MultiplicativeSampler, UnconstrainedMultiplicativeSampler
 from scoregen.samplers.multistep import DPMpp2MSampler, DPMpp2MSDESampler, DPMpp3MSampler
 from scoregen.samplers.one_step import OneStepSampler
 from scoregen.samplers.predictor_corrector import PredictorCorrectorSampler
@@ -33,6 +34,8 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "predictor_corrector": PredictorCorrectorSampler,
     "exponential": ExponentialSampler,
     "langevin": LangevinSampler,
+    "multiplicative": MultiplicativeSampler,
+    "multiplicative_unconstrained": UnconstrainedMultiplicativeSampler,
     "one_step": OneStepSampler,
     "scheduler": SchedulerSampler,
 }

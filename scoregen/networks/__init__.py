@@ -5,6 +5,7 @@ To add a network: one subclass of `Network` with its five constructor arguments,
 
 from scoregen.networks.base import Network
 from scoregen.networks.diffusers_unet import DiffusersUNet
+from scoregen.networks.energy import EnergyDDPMpp, EnergyMLP
 from scoregen.networks.mlp import MLP
 from scoregen.networks.unet_adm import ADM
 from scoregen.networks.unet_song import DDPMpp, NCSNpp
@@ -14,7 +15,19 @@ NETWORKS: dict[str, type[Network]] = {
     "ncsnpp": NCSNpp,
     "adm": ADM,
     "mlp": MLP,
+    "energy_mlp": EnergyMLP,
+    "energy_ddpmpp": EnergyDDPMpp,
     "diffusers_unet": DiffusersUNet,
 }
 
-__all__ = ["ADM", "MLP", "NETWORKS", "DDPMpp", "DiffusersUNet", "NCSNpp", "Network"]
+__all__ = [
+    "ADM",
+    "MLP",
+    "NETWORKS",
+    "DDPMpp",
+    "DiffusersUNet",
+    "EnergyDDPMpp",
+    "EnergyMLP",
+    "NCSNpp",
+    "Network",
+]

@@ -6,6 +6,7 @@ arXiv 2206.00364.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import pi, sqrt
 from typing import Literal
@@ -13,6 +14,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoregen.errors import UserError
 
@@ -67,6 +69,11 @@ class Conv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight, self.bias, padding=self.weight.shape[-1] // 2)
+
+
+def twice_differentiable() -> AbstractContextManager[None]:
+    """Within it attention is computed by a kernel that has second derivatives, which the fused ones lack."""
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def fir_filter(taps: Sequence[int]) -> Tensor:

@@ -186,4 +186,5 @@ def test_an_unconditional_network_refuses_class_ids(build):
 
 
 def test_the_registry_holds_every_network_by_its_configuration_name():
-    assert set(NETWORKS) == {"ddpmpp", "ncsnpp", "adm", "mlp", "diffusers_unet"}
+    plain, energies = {"ddpmpp", "ncsnpp", "adm", "mlp", "diffusers_unet"}, {"energy_mlp", "energy_ddpmpp"}
+    assert set(NETWORKS) == plain | energies

@@ -20,8 +20,10 @@ from scoregen.denoisers.hyvarinen import HyvarinenDenoiser
 from scoregen.denoisers.network import NetworkDenoiser
 from scoregen.diffusion.precond import HyvarinenPrecond
 from scoregen.errors import UserError
+from scoregen.networks.energy import EnergyNetwork
 from scoregen.objectives.base import Objective
 from scoregen.objectives.discriminator import DiscriminatorLoss
+from scoregen.objectives.kinks import find_kinks
 from scoregen.objectives.likelihood import LikelihoodScoreLoss
 from scoregen.objectives.multiplicative import MultiplicativeLoss
 from scoregen.parallel import Parallel
@@ -106,6 +108,7 @@ def build_step(cfg: DictConfig, spec: ModelSpec, augment: Augment) -> TrainStep:
         objective = config.instantiate(cfg.objective)
     denoiser = build_denoiser(cfg, spec)
     _check_pair(objective, denoiser, augment)
+    _check_derivatives(cfg, objective, denoiser)
     return TrainStep(denoiser, objective, augment, label_dropout=cfg.trainer.get("label_dropout", 0.0))
 
 
@@ -123,6 +126,22 @@ def _check_pair(objective: Objective, denoiser: NetworkDenoiser, augment: Augmen
         raise UserError("objective=discriminator compares images as they are: choose a precond without codec")
     if isinstance(objective, LikelihoodScoreLoss | MultiplicativeLoss):
         objective.check(denoiser, augment)
+
+
+def _check_derivatives(cfg: DictConfig, objective: Objective, denoiser: NetworkDenoiser) -> None:
+    """Refuse to compile what is differentiated twice; warn where a derivative misses kinks."""
+    differentiates = getattr(getattr(objective, "base", objective), "differentiates", False)
+    if cfg.trainer.get("compile", False) and (differentiates or isinstance(denoiser.network, EnergyNetwork)):
+        raise UserError(
+            "trainer.compile=true: torch.compile has no second derivatives, which energy networks and "
+            f"{type(objective).__name__} take; set trainer.compile=false, or choose objective=lcss"
+        )
+    if differentiates and (kinks := find_kinks(denoiser)):
+        log.warning(
+            "%s takes the derivative of the score, but %s has kinks (%s): the trace misses what happens at "
+            "them, and the score learned is wrong. Use smooth activations such as silu, or objective=lcss",
+            type(objective).__name__, type(denoiser.network).__name__, ", ".join(kinks),
+        )  # fmt: skip
 
 
 def build_trainer(cfg: DictConfig) -> Trainer:

@@ -1,7 +1,7 @@
 """The training set itself as a denoiser."""
 
 from collections.abc import Iterator
-from math import inf, log, sqrt
+from math import inf, log
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,8 @@ SIGMA_TINY = 1e-12  # below it the denoiser is its limit, the nearest neighbour
 _DROPPED = 1e-6  # of the posterior mass at most is left out
 _NEGLIGIBLE = -80.0  # logits below it would only slow the processor down with denormal numbers
 _FEW = 96  # rows of a query that are summed one by one
-_KNOWN = 2e-4  # nats by which weights may typically be off where many rows share the mass
+_SAMPLE = 1024  # values that tell where there are more
+_KNOWN = 1.5e-4  # nats, the standard deviation of the logits' errors where many rows share the mass
 
 
 class EmpiricalDenoiser(nn.Module):
@@ -137,12 +138,11 @@ class EmpiricalDenoiser(nn.Module):
         while len(todo):
             nats = similar.error / variance[todo]
             floor = similar.value.amax(1) - (reach + nats) * variance[todo]
-            near = similar.value >= floor[:, None]
-            few = near.sum(1) <= _FEW
-            for i in few.nonzero().flatten().tolist():
-                rows = part.start + near[i].nonzero().flatten()
-                out[todo[i]] = self._of_few(query[todo[i]], variance[todo[i]], rows)
-            known = ~few & (nats <= _KNOWN * sqrt(query.shape[1]))
+            few = torch.zeros_like(todo, dtype=torch.bool)
+            for i, rows in few_above(similar.value, floor):
+                out[todo[i]] = self._of_few(query[todo[i]], variance[todo[i]], part.start + rows)
+                few[i] = True
+            known = ~few & (similar.deviation <= _KNOWN * variance[todo])
             if known.any():
                 value = similar.value if known.all() else similar.value[known]
                 out[todo[known]] = self._of_many(value, variance[todo[known]], part)
@@ -163,3 +163,12 @@ class EmpiricalDenoiser(nn.Module):
         logits = similarity.sub_(similarity.amax(1, keepdim=True))
         logits = logits.div_(variance[:, None]).clamp_(min=_NEGLIGIBLE)
         return self.rows.mean(logits.exp_(), part)
+
+
+def few_above(value: Tensor, floor: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The queries with at most a few of their values [b, n] at or above floor [b], and which these are."""
+    hopeful = (value[:, :_SAMPLE] >= floor[:, None]).sum(1) <= _FEW  # most have too many here already
+    for i in hopeful.nonzero().flatten().tolist():
+        above = (value[i] >= floor[i]).nonzero().flatten()
+        if len(above) <= _FEW:
+            yield i, above

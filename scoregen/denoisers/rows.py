@@ -40,11 +40,14 @@ class Rows(Protocol):
 class Similarities(Protocol):
     """Similarities of a block of queries, refined on demand.
 
-    `value` is [b, n] float32; `error` [b] bounds how far a difference of two similarities may be off.
+    `value` is [b, n] float32; `error` [b] bounds how far a difference of two similarities may be off, and
+    `deviation` [b] how far it is off as a rule: its standard deviation over the rows, for errors that point
+    in no particular direction.
     """
 
     value: Tensor
     error: Tensor
+    deviation: Tensor
 
     def refine(self, keep: Tensor) -> bool:
         """Go on with the queries `keep` (indices), more precisely; False where this is all there is."""
@@ -85,6 +88,7 @@ class FloatSimilarities:
         self.value = torch.addmm(norms * -0.5, query, rows.T)
         size = query.norm(dim=1) * norms.max().sqrt() + norms.max()
         self.error = 2 * _ROUNDING * sqrt(query.shape[1]) * size
+        self.deviation = _ROUNDING * size
 
     def refine(self, keep: Tensor) -> bool:
         """There is nothing finer than float32 here."""
@@ -100,30 +104,41 @@ class LevelRows:
 
     def __init__(self, levels: Tensor) -> None:
         self.rows = (levels ^ 128).view(torch.int8)  # u - 128
-        squares = [part.to(torch.int32).square().sum(1) for part in self.rows.split(4096)]
+        squares = [part.to(torch.int32).square().sum(1) for part in self.rows.split(_BLOCK)]
         self.norms = (torch.cat(squares).double() / 127.5**2).float()
+        sums = torch.stack([part.sum(0, dtype=torch.int32) for part in self.rows.split(_BLOCK)]).sum(0)
+        centre = (sums / len(levels)).round().to(torch.int8)[:, None]
+        inner = torch.cat([int8_product(part, centre)[:, 0] for part in self.rows.split(_BLOCK)])
+        self.spreads = self.norms + (centre.float().square().sum() - 2 * inner) / 127.5**2
 
     def similarities(self, query: Tensor, part: slice) -> "LevelSimilarities":
         """Of queries [b, d]."""
-        return LevelSimilarities(query - 0.5 / 127.5, self.rows[part], self.norms[part])
+        spread = self.spreads[part].mean().sqrt()  # of the rows about a centre
+        return LevelSimilarities(query - 0.5 / 127.5, self.rows[part], self.norms[part], spread)
 
     def mean(self, weights: Tensor, part: slice) -> Tensor:
-        """The weighted means [b, d] of the rows, from as many digits of the weights as these need.
+        """The weighted means [b, d] of the rows, from as many digits of the weights as each query needs.
 
-        What rounding a block's weights changes in their sum, and at random, stays below 3e-5 of its share of
-        the mass.
+        What rounding the weights leaves out stays below 3e-5 of their sum: in a block's sum below the block's
+        share of it, and at random, which adds up in squares, over all blocks.
         """
-        rows, sums = self.rows[part], torch.zeros(len(weights), self.rows.shape[1], dtype=torch.float64)
-        mass = torch.zeros(len(weights), 1, dtype=torch.float64)
+        rows, sums = self.rows[part], torch.zeros(len(weights), self.rows.shape[1])
+        mass = torch.zeros(len(weights), 1)
         enough = 3e-5 * weights.sum(1) / len(rows)
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
-            for digit, scale, rest in split_digits(weights[:, start : start + _BLOCK], 3):
-                sums.addcmul_(int8_product(digit, block), scale)
-                mass.addcmul_(digit.sum(1, keepdim=True), scale)
-                if (rest.sum(1).abs() + rest.norm(dim=1) <= enough * len(block)).all():
+        for block, left in zip(rows.split(_BLOCK), weights.split(_BLOCK, 1), strict=True):
+            todo, scale, random = torch.arange(len(weights)), digit_scale(left), sqrt(len(block) * len(rows))
+            for _ in range(3):
+                digit, left = take_digit(left, scale)
+                sums.index_add_(0, todo, int8_product(digit, block) * scale)
+                mass.index_add_(0, todo, digit.sum(1, True, dtype=torch.int32) * scale)
+                off = torch.maximum(left.sum(1).abs() / len(block), left.norm(dim=1) / random)
+                more = off > enough[todo]
+                if not more.any():
                     break
-        return ((sums / mass + 0.5) / 127.5).float()
+                if not more.all():
+                    todo, left, scale = todo[more], left[more], scale[more]
+                scale = scale / (2 * _DIGIT)
+        return (sums / mass + 0.5) / 127.5
 
     def gather(self, indices: Tensor) -> Tensor:
         """The rows at indices [k] in the model's range, [k, d] float32."""
@@ -133,12 +148,12 @@ class LevelRows:
 class LevelSimilarities:
     """One int8 digit of the query after the other; the bound is that of Cauchy and Schwarz on the rest."""
 
-    def __init__(self, query: Tensor, rows: Tensor, norms: Tensor) -> None:
+    def __init__(self, query: Tensor, rows: Tensor, norms: Tensor, spread: Tensor) -> None:
         self.rows, self.digits = rows, list(split_digits(query, 3))
         self.value = torch.empty(len(query), len(rows))
         self.value[:] = norms * -0.5
         self.rest = [rest.norm(dim=1) for _, _, rest in self.digits]
-        self.radius = norms.max().sqrt()
+        self.radius, self.spread = norms.max().sqrt(), spread / sqrt(query.shape[1])
         self.rounding = 4 * _ROUNDING * (query.norm(dim=1) * self.radius + self.radius**2)
         self.keep, self.used = torch.arange(len(query)), 0
         self.refine(self.keep)
@@ -153,7 +168,9 @@ class LevelSimilarities:
         digit, scale = digit[self.keep], scale[self.keep] / 127.5
         for rows, value in zip(self.rows.split(_BLOCK), self.value.split(_BLOCK, 1), strict=True):
             value.addcmul_(int8_product(digit, rows.T), scale)
-        self.error = 2 * self.rest[self.used][self.keep] * self.radius + self.rounding[self.keep]
+        rest, rounding = self.rest[self.used][self.keep], self.rounding[self.keep]
+        self.error = 2 * rest * self.radius + rounding
+        self.deviation = rest * self.spread + rounding / 16  # a few units in the last place of its values
         self.used += 1
         return True
 
@@ -173,12 +190,22 @@ def split_digits(x: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor
 
     Every digit leaves 254 times less.
     """
-    scale = x.abs().amax(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny) / _DIGIT
+    scale = digit_scale(x)
     for _ in range(count):
-        digit = (x / scale).round_()
-        x = torch.addcmul(x, digit, scale, value=-1)
-        yield digit.to(torch.int8), scale, x
+        digit, x = take_digit(x, scale)
+        yield digit, scale, x
         scale = scale / (2 * _DIGIT)
+
+
+def digit_scale(x: Tensor) -> Tensor:
+    """The unit of the first digit of each row of x [b, d], [b, 1]."""
+    return x.abs().amax(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny) / _DIGIT
+
+
+def take_digit(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The digit int8 [b, d] of x in units of scale [b, 1], and the rest of x, at most half a unit."""
+    digit = (x / scale).round_()
+    return digit.to(torch.int8), torch.addcmul(x, digit, scale, value=-1)
 
 
 def squared_distance(query: Tensor, rows: Tensor) -> Tensor:
@@ -211,7 +238,7 @@ def nearest_rows(rows: Rows, query: Tensor, part: slice, k: int) -> Nearest:
     more = True
     while len(todo):
         near = similar.value >= (similar.value.topk(k).values[:, -1] - similar.error)[:, None]
-        done = near.sum(1) <= 2 * k + _SPARE if more else torch.ones_like(todo, dtype=torch.bool)
+        done = near.sum(1, dtype=torch.int32) <= 2 * k + _SPARE if more else torch.ones_like(todo, dtype=torch.bool)
         for i in done.nonzero().flatten().tolist():
             candidates = part.start + near[i].nonzero().flatten()
             found = squared_distance(query[todo[i]], rows.gather(candidates)).topk(k, largest=False)

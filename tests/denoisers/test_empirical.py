@@ -72,6 +72,7 @@ def test_the_error_of_a_similarity_is_within_its_bound(kind: str) -> None:
     while more:
         off = similar.value - exact
         assert ((off.amax(1) - off.amin(1)) <= similar.error).all()
+        assert off.var(1).mean() <= 1.2 * similar.deviation.square().mean()
         bounds.append(float(similar.error.max()))
         more = similar.refine(torch.arange(16))
     assert bounds == sorted(bounds, reverse=True)
@@ -146,7 +147,7 @@ def test_weighted_means_keep_constant_data_and_small_weights(kind: str) -> None:
     weights /= weights.amax(1, keepdim=True)
     found = operand.mean(weights, slice(0, len(data))).double()
     exact = (weights.double() @ to_model_range(data).double()) / weights.double().sum(1, keepdim=True)
-    torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, exact, rtol=0, atol=4e-5)
 
 
 def test_moving_the_module_moves_its_operand() -> None:

@@ -3,20 +3,27 @@
     OMP_WAIT_POLICY=PASSIVE python benchmarks/sampler_overhead.py [--threads 1] [--rounds 15]
 
 Every denoiser here returns one fixed tensor at once, so a run is overhead only: 18 steps, 256 x 3 x 32 x 32.
-Rounds alternate between the libraries, so that all see the same load of the machine; medians count.
+Rounds alternate between the libraries, so that all see the same load of the machine; medians of CPU time
+count. Samplers that add noise draw it from one generator a sample; `torch.randn` draws as many numbers from
+one generator, the least that any of them can cost.
 """
 
 import argparse
 from collections.abc import Callable
 from statistics import median
-from time import perf_counter
+from time import process_time
 
 import torch
 from torch import Tensor
 
+from scoregen.rng import SampleRng
+from scoregen.samplers import SAMPLERS
+from scoregen.samplers.base import Sampler
 from scoregen.samplers.edm import EulerSampler, HeunSampler
 
 STEPS, SHAPE = 18, (256, 3, 32, 32)
+MULTISTEP = ("dpmpp_2m", "dpmpp_3m", "unipc", "lms", "deis")
+NOISY = ("euler_ancestral", "dpmpp_2m_sde", "exponential", "predictor_corrector", "langevin")
 
 
 class Constant:
@@ -31,9 +38,14 @@ class Constant:
         return self.value
 
 
-def ours(sampler: EulerSampler | HeunSampler) -> Callable[[Tensor], object]:
-    denoiser = Constant()
-    return lambda noise: sampler(denoiser, noise)
+def ours(sampler: Sampler) -> Callable[[Tensor], object]:
+    denoiser, rng = Constant(), SampleRng(range(SHAPE[0]))
+    return lambda noise: sampler(denoiser, noise, None, rng)
+
+
+def noise_alone() -> Callable[[Tensor], object]:
+    generator = torch.Generator()
+    return lambda noise: [torch.randn(SHAPE, generator=generator) for _ in range(STEPS)]
 
 
 def diffusers_edm_euler() -> Callable[[Tensor], object]:
@@ -82,20 +94,26 @@ def main() -> None:
         "scoregen heun": ours(HeunSampler(STEPS)),
         "scoregen heun, float64": ours(HeunSampler(STEPS, state_dtype="float64")),
         "diffusers heun": diffusers_heun(),
+        **{f"scoregen {name}": ours(SAMPLERS[name](STEPS)) for name in MULTISTEP},
+        "torch.randn": noise_alone(),
+        **{f"scoregen {name}": ours(SAMPLERS[name](STEPS)) for name in NOISY},
     }
     times: dict[str, list[float]] = {name: [] for name in runs}
     noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for _ in range(args.rounds + 1):
             for name, run in runs.items():
-                start = perf_counter()
+                start = process_time()
                 run(noise)
-                times[name].append((perf_counter() - start) * 1000 / STEPS)
+                times[name].append((process_time() - start) * 1000 / STEPS)
     step = {name: median(values[1:]) for name, values in times.items()}
+    print("| a step of | ms |\n|---|--:|")
     for name, milliseconds in step.items():
-        print(f"{name:24} {milliseconds:6.2f} ms a step")
+        print(f"| {name} | {milliseconds:.2f} |")
     for kind in ("euler", "heun"):
         print(f"diffusers / scoregen, {kind}: {step[f'diffusers {kind}'] / step[f'scoregen {kind}']:.1f}")
+    for name in NOISY:
+        print(f"scoregen {name} / torch.randn: {step[f'scoregen {name}'] / step['torch.randn']:.2f}")
 
 
 if __name__ == "__main__":

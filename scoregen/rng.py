@@ -92,12 +92,10 @@ class SampleRng:
 
     def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normals [B, *shape]."""
-        rows = [torch.randn(shape, generator=g, dtype=dtype) for g in self._generators]
-        return (
-            torch.stack(rows).to(self.device)
-            if rows
-            else torch.empty(0, *shape, dtype=dtype, device=self.device)
-        )
+        drawn = torch.empty(len(self.seeds), *shape, dtype=dtype)
+        for row, g in zip(drawn, self._generators, strict=True):
+            row.normal_(generator=g)
+        return drawn.to(self.device)
 
     def randn_like(self, x: Tensor) -> Tensor:
         """Standard normals of the shape and dtype of x [B, ...]."""

@@ -238,7 +238,8 @@ def nearest_rows(rows: Rows, query: Tensor, part: slice, k: int) -> Nearest:
     more = True
     while len(todo):
         near = similar.value >= (similar.value.topk(k).values[:, -1] - similar.error)[:, None]
-        done = near.sum(1, dtype=torch.int32) <= 2 * k + _SPARE if more else torch.ones_like(todo, dtype=torch.bool)
+        count = near.sum(1, dtype=torch.int32)
+        done = count <= 2 * k + _SPARE if more else torch.ones_like(todo, dtype=torch.bool)
         for i in done.nonzero().flatten().tolist():
             candidates = part.start + near[i].nonzero().flatten()
             found = squared_distance(query[todo[i]], rows.gather(candidates)).topk(k, largest=False)

@@ -3,6 +3,7 @@
 from scoregen.samplers.adams import DEISSampler, LMSSampler
 from scoregen.samplers.ancestral import DDIMSampler, EulerAncestralSampler
 from scoregen.samplers.base import Sampler
+from scoregen.samplers.boosted import BoostedHeunSampler
 from scoregen.samplers.dpm_v3 import DPMv3Sampler
 from scoregen.samplers.edm import EulerSampler, HeunSampler
 from scoregen.samplers.exponential import ExponentialSampler
@@ -19,6 +20,7 @@ from scoregen.samplers.unipc import UniPCSampler
 SAMPLERS: dict[str, type[Sampler]] = {
     "euler": EulerSampler,
     "heun": HeunSampler,
+    "heun_boosted": BoostedHeunSampler,
     "dpm_2": DPM2Sampler,
     "dpmpp_2s": DPMpp2SSampler,
     "dpmpp_2m": DPMpp2MSampler,

@@ -21,7 +21,7 @@ from scoregen.ranges import NonNegative
 from scoregen.rng import Rng
 from scoregen.samplers.base import Sampler, Step, denoiser_for_step, level_tensor, round_sigmas
 
-_GAMMA_MAX = sqrt(2) - 1  # a step adds at most as much new variance as there is noise
+GAMMA_MAX = sqrt(2) - 1  # a step adds at most as much new variance as there is noise
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class HeunSampler(Sampler):
 
     def _churned(self, denoiser: Denoiser, sigmas: Sequence[float]) -> list[float]:
         """sigma_hat for each sigma."""
-        gamma = min(self.s_churn / self.steps, _GAMMA_MAX)
+        gamma = min(self.s_churn / self.steps, GAMMA_MAX)
         inside = [self.s_min <= sigma <= self.s_max for sigma in sigmas]
         raised = [(1 + gamma * churn) * sigma for sigma, churn in zip(sigmas, inside, strict=True)]
         return round_sigmas(denoiser, raised)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from math import log
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -91,9 +92,8 @@ class DiscriminatorGuidance(Guidance):
     that takes these has the VP preconditioner. The first evaluation of a step is guided with w_1, later ones
     with w_2.
 
-    The published boosting churns samples with L < 0 in every 5th step (S_churn = 4) and doubles their
-    correction in every 2nd. Churn belongs to samplers and is left out; `boost` multiplies the correction
-    where the present L < 0, in every step.
+    `boost` multiplies the correction where the present L < 0. The published boosting does so in every 2nd
+    step only and churns such samples in every 5th; that is `scoregen.samplers.boosted`.
 
     Args:
         denoiser: the generator, whose samples the discriminator was trained on.
@@ -127,6 +127,7 @@ class DiscriminatorGuidance(Guidance):
                 f"model {denoiser.num_classes}; train it on samples of this model"
             )
         self.discriminator, self.weight_later, self.boost = discriminator, weight_later, boost
+        self.notice: Callable[[Tensor], object] | None = None
 
     @property
     def neutral(self) -> bool:
@@ -144,8 +145,14 @@ class DiscriminatorGuidance(Guidance):
             return self.discriminator(x, sigma, known).reshape(len(x)).clamp(-_LOGIT_MAX, _LOGIT_MAX)
 
         ratio, slope = gradient(log_ratio, x)
+        if self.notice is not None:
+            self.notice(ratio)
         boost = expand(torch.where(ratio < 0, self.boost, 1.0), x)
         return denoised, (self.weight * boost * expand(sigma, x).square() * slope).to(denoised.dtype)
+
+    def boosted(self, factor: float, notice: Callable[[Tensor], object]) -> Self:
+        """This guidance with another boost, which tells `notice` the L [B] of every evaluation."""
+        return self.replaced(boost=factor, notice=notice)
 
     def within(self, sigma: float) -> Denoiser:
         """This guidance in a step from sigma that it guides throughout: w_1 once, then w_2."""

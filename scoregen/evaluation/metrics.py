@@ -7,15 +7,26 @@ file with that function and one line in `METRICS`.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from operator import attrgetter
 from typing import Any
 
 from scoregen.errors import UserError
 from scoregen.evaluation.features import EXTRACTORS
 from scoregen.evaluation.fid import frechet_score
 from scoregen.evaluation.frechet import Moments
+from scoregen.evaluation.inception_score import ClassSums, am_score, in_splits, inception_score
+from scoregen.evaluation.infinity import (
+    classes_in_parts,
+    frechet_infinity,
+    inception_score_infinity,
+    moments_in_parts,
+)
+from scoregen.evaluation.mmd import kid
+from scoregen.evaluation.prdc import compare_manifolds
 from scoregen.evaluation.reference import Kind
 from scoregen.evaluation.result import Score
 from scoregen.evaluation.running import Start
+from scoregen.evaluation.store import FeatureStore
 
 PUBLISHED_N = 50_000  # generated images; where the bias depends on n, another n is another quantity
 
@@ -54,7 +65,16 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     "fid": Metric("inception", Moments, Moments, frechet_score, published_n=PUBLISHED_N),
-    "sfid": Metric("inception", Moments, Moments, frechet_score, layer="spatial", published_n=PUBLISHED_N),
+    "fid_inf": Metric("inception", moments_in_parts, Moments, frechet_infinity),
+    "is": Metric("inception", in_splits, None, inception_score, "logits", published_n=PUBLISHED_N),
+    "is_inf": Metric("inception", classes_in_parts, None, inception_score_infinity, "logits"),
+    "am": Metric("inception", ClassSums, ClassSums, am_score, "logits"),
+    "sfid": Metric("inception", Moments, Moments, frechet_score, "spatial", published_n=PUBLISHED_N),
+    "kid": Metric("inception", FeatureStore, FeatureStore, kid),
+    **{
+        name: Metric("inception", FeatureStore, FeatureStore, compare_manifolds, read=attrgetter(name))
+        for name in ("precision", "recall", "density", "coverage")
+    },
     **{
         f"fd_{name}": Metric(name, Moments, Moments, frechet_score)
         for name in EXTRACTORS

@@ -1,6 +1,6 @@
 """From seeds to samples: a sample depends on the denoiser, the sampler and its seed, not on others."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,7 @@ def generate(
     batch: int,
     device: torch.device | str,
     labels: int | None = None,
+    start: Callable[[Sequence[int], torch.device | str], SampleRng] = SampleRng,
 ) -> Iterator[Samples]:
     """Draw one sample per seed, in batches; the codes of a model that has a codec are decoded.
 
@@ -47,6 +48,7 @@ def generate(
         batch: samples at a time; the last batch may be smaller.
         device: where to compute.
         labels: the class of all samples; None draws each sample's class uniformly from its own seed.
+        start: makes the generators of some seeds; `SobolLatents` gives them a quasi-random first draw.
 
     Raises:
         UserError: for a batch below 1, a class that the denoiser does not know, or samples that are not
@@ -55,8 +57,8 @@ def generate(
     if batch < 1:
         raise UserError(f"batch={batch}: at least 1 sample at a time")
     _check_class(denoiser, labels)
-    for start in range(0, len(seeds), batch):
-        rng = SampleRng(seeds[start : start + batch], device)
+    for first in range(0, len(seeds), batch):
+        rng = start(seeds[first : first + batch], device)
         noise = rng.randn(*denoiser.shape)
         cond = _draw_classes(denoiser, rng, labels)
         x = codec_of(denoiser).decode(sampler(denoiser, noise, cond, rng).float())

@@ -12,7 +12,7 @@ from scoregen.errors import UserError
 from scoregen.evaluation.evaluator import Evaluator, evaluate
 from scoregen.evaluation.features import EXTRACTORS, build_extractor
 from scoregen.evaluation.frechet import Moments, frechet_distance
-from scoregen.evaluation.metrics import METRICS, check_metrics
+from scoregen.evaluation.metrics import METRICS, Metric, check_metrics
 from scoregen.evaluation.processes import Alone
 from scoregen.evaluation.reference import measure, reference_of
 from scoregen.evaluation.scatter import ScatterExtractor
@@ -141,26 +141,38 @@ class Gloo(Alone):
         return bool(self.sum(torch.tensor(float(flag))))
 
 
+def on_scatter() -> dict[str, Metric]:
+    """Every registered metric, on features that need no weights; they pass for logits, too."""
+    return {name: replace(metric, extractor="scatter", layer="") for name, metric in METRICS.items()}
+
+
 def _judge_a_share(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
+    METRICS.update(on_scatter())
     images = torch.load(f"{folder}/digits.pt", weights_only=True)
     processes = Gloo(rank, 2, f"{folder}/meet")
     share = images[800:1401][rank::2]  # 301 images and 300
     cache = Path(folder) / "cache"
-    judge = Evaluator(["fd_scatter"], Held(images[:800]), cache=cache, processes=processes)
-    result = judge(share.split(64))["fd_scatter"]
-    torch.save([result.value, float(result.n), float(result.reference_n)], f"{folder}/result{rank}.pt")
+    judge = Evaluator(list(METRICS), Held(images[:799]), cache=cache, processes=processes)
+    results = judge(share.split(64))
+    rows = [[result.value, float(result.n), float(result.reference_n)] for result in results.values()]
+    torch.save(torch.tensor(rows, dtype=torch.float64), f"{folder}/result{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_with_uneven_shares_get_the_number_of_one(digits: Tensor, tmp_path: Path) -> None:
+def test_two_processes_with_uneven_shares_get_the_numbers_of_one(
+    digits: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For every registered metric; neither the images nor the reference divide."""
     torch.save(digits, tmp_path / "digits.pt")
     multiprocessing.spawn(_judge_a_share, (str(tmp_path),), nprocs=2)
-    alone = evaluate([digits[800:1401]], ["fd_scatter"], Held(digits[:800]))["fd_scatter"]
+    for name, metric in on_scatter().items():
+        monkeypatch.setitem(METRICS, name, metric)
+    alone = evaluate([digits[800:1401]], list(METRICS), Held(digits[:799]))
+    rows = [[result.value, result.n, result.reference_n] for result in alone.values()]
     for rank in (0, 1):
-        value, n, reference_n = torch.load(tmp_path / f"result{rank}.pt", weights_only=True)
-        assert (n, reference_n) == (601, 800)
-        assert value == pytest.approx(alone.value, rel=1e-9)
+        found = torch.load(tmp_path / f"result{rank}.pt", weights_only=True)
+        torch.testing.assert_close(found, torch.tensor(rows, dtype=torch.float64), rtol=1e-9, atol=1e-12)
     assert len(os.listdir(tmp_path / "cache")) == 1
 
 

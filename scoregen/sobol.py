@@ -53,7 +53,8 @@ class SobolLatents:
         uniforms = self._engine.draw(max(seeds) - low + 1, dtype=torch.float64)
         chosen = uniforms[[seed - low for seed in seeds]]
         # The engine's points are multiples of 2^-30 and may be 0: take the middles of their cells.
-        return torch.special.ndtri(chosen + 2.0**-31).float().reshape(len(seeds), *self.shape)
+        normals: Tensor = torch.special.ndtri(chosen + 2.0**-31)
+        return normals.float().reshape(len(seeds), *self.shape)
 
 
 class _SobolRng(SampleRng):

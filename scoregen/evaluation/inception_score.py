@@ -100,7 +100,8 @@ in_splits = partial(InParts, ClassSums, SPLITS, SPLIT_SEED)  # ten splits of the
 
 def entropy(p: Tensor) -> Tensor:
     """-sum p ln p over the last axis, in nats."""
-    return torch.special.entr(p).sum(-1)
+    nats: Tensor = torch.special.entr(p).sum(-1)
+    return nats
 
 
 def inception_score(splits: tuple[Running[Classes], ...]) -> Score:

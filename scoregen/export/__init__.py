@@ -1,0 +1,1 @@
+"""Out to a diffusers pipeline, in from the weights of other programs."""

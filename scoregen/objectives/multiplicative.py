@@ -50,9 +50,15 @@ class MultiplicativeLoss:
         return loss(denoiser, x0, cond, rng)
 
     def check(self, denoiser: NetworkDenoiser, augment: Augment) -> None:
-        """UserError where the model does not see logarithms."""
+        """UserError where the model does not see logarithms, or is for other noise levels."""
         if not isinstance(denoiser.codec, LogCodec):
             raise UserError(
                 "objective=multiplicative is for logarithms of positive data: choose precond=log, or "
                 "precond=hyvarinen for the published parametrisation"
+            )
+        if (self.sigma_min, self.sigma_max) != (denoiser.sigma_min, denoiser.sigma_max):
+            raise UserError(
+                f"objective.sigma_min={self.sigma_min:g}, objective.sigma_max={self.sigma_max:g}: the model "
+                f"would be sampled from precond.sigma_max={denoiser.sigma_max:g} down to precond.sigma_min="
+                f"{denoiser.sigma_min:g}; set them to the same"
             )

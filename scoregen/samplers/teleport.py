@@ -125,7 +125,8 @@ class TeleportSampler(Sampler):
     ) -> Iterator[Step]:
         """Jump from noise [B, *shape] ~ N(0, I) at the grid's sigma_max and step on from there."""
         sigmas = self.sigmas(denoiser)
-        warn_of_low_skip(sigmas[0], denoiser.shape)
+        if sigmas[0] < denoiser.sigma_max * (1 - 1e-9):  # else it has no higher level to go on from
+            warn_of_low_skip(sigmas[0], denoiser.shape)
         gaussian = self._gaussian(denoiser, noise.device)
         x = noise.to(getattr(torch, self.state_dtype)) * self.grid.sigma_max
         start, end = (x.new_tensor(sigma) for sigma in (self.grid.sigma_max, sigmas[0]))

@@ -16,6 +16,7 @@ from scoregen.denoisers.moments import measure_gaussian, pooled
 from scoregen.diffusion.grids import BrownianGrid
 from scoregen.rng import BatchRng, SampleRng, generator
 from scoregen.samplers import SAMPLERS
+from scoregen.samplers.edm import HeunSampler
 from scoregen.samplers.fit import fit_sampler
 from scoregen.samplers.generate import generate
 from scoregen.samplers.langevin import LangevinSampler
@@ -24,6 +25,8 @@ from scoregen.samplers.multiplicative import (
     MultiplicativeSampler,
     UnconstrainedMultiplicativeSampler,
 )
+from scoregen.samplers.one_step import OneStepSampler
+from scoregen.samplers.teleport import TeleportSampler
 
 MEAN, STD, VOLATILITY = 0.3, 0.2, 0.8
 EXACT = GaussianDenoiser(torch.tensor([MEAN], dtype=torch.float64), torch.tensor(STD**2, dtype=torch.float64))
@@ -182,3 +185,19 @@ def test_moments_are_kept_apart_from_those_of_other_spaces(tmp_path: Path) -> No
     plain = GaussianDenoiser(torch.zeros(1, 8, 8), torch.tensor(1.0))
     files = {fit_sampler(MultiplicativeSampler(), m, load_digits, tmp_path).moments for m in (model, plain)}
     assert len(files) == 2
+
+
+def test_a_start_from_noise_alone_is_warned_of_where_data_show(recwarn: pytest.WarningsRecorder) -> None:
+    model = FirstCall(torch.zeros(1, 8, 8), torch.tensor(1.0))
+    for sampler in (HeunSampler(), MultiplicativeSampler(), OneStepSampler()):
+        fit_sampler(sampler, model, load_digits, None)
+    model.sigma_max = VOLATILITY
+    jump = TeleportSampler(sigma_skip=VOLATILITY, protocol="regrid")
+    for sampler in (MultiplicativeSampler(), OneStepSampler(), jump):
+        fitted = fit_sampler(sampler, model, load_digits, None)
+    fitted(model, torch.zeros(1, 1, 8, 8))
+    assert not recwarn.list
+    with pytest.warns(
+        UserWarning, match="HeunSampler starts .* sigma=0.8.* --sampler teleport sigma_skip=0.8"
+    ):
+        fit_sampler(HeunSampler(), model, load_digits, None)

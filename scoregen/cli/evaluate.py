@@ -1,42 +1,34 @@
-"""The body of evaluate.py: metrics of a run or a weights file, straight from its generator."""
+"""The body of evaluate.py: metrics of a model, straight from its generator, or of any set of images."""
 
 import argparse
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scoregen.cli.entry import DONE, check_writable, run_entry
-from scoregen.cli.sampler import (
-    add_sampler_flags,
-    choose_sampler,
-    choose_source,
-    describe_sampler,
-    guide,
-    sampler_manifest,
-)
+from scoregen.cli.sampler import add_sampler_flags
 from scoregen.errors import UserError
 
 if TYPE_CHECKING:
-    from scoregen.cli.source import Source
-    from scoregen.data.base import Dataset
+    from scoregen.cli.candidate import Candidate
     from scoregen.evaluation.result import Result
     from scoregen.parallel import Parallel
-    from scoregen.samplers.base import Sampler
 
 DEFAULT_METRICS = "fd_scatter"  # needs no weights file
 
 EPILOG = """\
 examples:
   python evaluate.py --run runs/digits_edm --num 1617       against its own training data
-  python evaluate.py --run runs/cifar_edm --metrics fid --num 50000 --repeats 3
+  python evaluate.py --run runs/cifar_edm --metrics fid,kid,precision,recall --num 50000 --repeats 3
   python evaluate.py --run runs/x --metrics fid --reference cifar10-32x32.npz --inception-weights FILE
+  python evaluate.py --images FOLDER_ZIP_OR_NPZ --reference cifar10 --metrics fid
+  python evaluate.py --compare cifar10:test cifar10:train --metrics fid
+  python evaluate.py --compare runs/a/metrics.json runs/b/metrics.json       may these be compared?
   torchrun --nproc_per_node 8 -- evaluate.py --run runs/cifar_edm --metrics fid      (mind the --)
 
 prints a table and adds to metrics.json of the run, each value with its n, extractor and reference hashes,
-sampler, steps, evaluations and seeds. exit codes: 0 done, 2 wrong input, 1 a defect, 130 interrupted
+sampler, steps, evaluations and seeds. metrics: docs/evaluation.md.
+exit codes: 0 done, 2 wrong input, 1 a defect, 130 interrupted
 """
 
 
@@ -48,140 +40,128 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="evaluate.py",
-        description="Score images of a trained model against real ones.",
+        description="Score images of a trained model, or of any set, against real ones.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_sampler_flags(parser)
-    parser.add_argument(
-        "--metrics", default=DEFAULT_METRICS, metavar="NAMES", help="comma-separated: fid, fd_scatter"
-    )
-    parser.add_argument("--num", type=int, default=50_000, help="images for each repeat (default 50,000)")
+    parser.add_argument("--metrics", default=DEFAULT_METRICS, metavar="NAMES", help="comma-separated")
+    parser.add_argument("--num", type=int, help="images for each repeat (default 50,000, or all of --images)")
     parser.add_argument("--repeats", type=int, default=1, help="times, with seeds that follow on (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed (default 0)")
+    parser.add_argument("--images", metavar="SET", help="instead of a model: a folder, zip, npz or data set")
     parser.add_argument(
         "--reference",
-        metavar="DATA_OR_STATS",
-        help="a data set's name, a folder or zip of images, or .npz statistics (default: the training data)",
+        metavar="SET_OR_STATS",
+        help="a data set's name, images at a path, or .npz statistics (default: the training data)",
     )
     parser.add_argument(
-        "--inception-weights", metavar="FILE", type=Path, help="needed for fid; see docs/evaluation.md"
+        "--compare", nargs=2, metavar=("A", "B"), help="--images A --reference B; or two files of results"
     )
+    parser.add_argument("--latents", choices=("normal", "sobol"), default="normal", help="initial noise")
+    parser.add_argument("--inception-weights", metavar="FILE", help="as --weights inception=FILE")
+    parser.add_argument(
+        "--weights", metavar="NAME=PATH", action="append", default=[], help="of an extractor: inception, ..."
+    )
+    parser.add_argument("--cache", metavar="DIR", type=Path, help="where statistics of real images are kept")
     parser.add_argument("--out", metavar="FILE", help="the results (default: metrics.json in the run folder)")
     return parser
 
 
 def _evaluate(argv: Sequence[str]) -> int:
     args = _parser().parse_intermixed_args(argv)
+    _check(args)
+    if args.compare and all(name.endswith(".json") for name in args.compare):
+        from scoregen.cli.records import compare_files
+
+        compare_files(*map(Path, args.compare))
+        return DONE
+    if args.compare:
+        args.images, args.reference = args.compare
+    return _judge(args)
+
+
+def _check(args: argparse.Namespace) -> None:
     for flag in ("num", "repeats"):
-        if getattr(args, flag) < 1:
+        if getattr(args, flag) is not None and getattr(args, flag) < 1:
             raise UserError(f"--{flag} {getattr(args, flag)}: at least 1")
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: at least 0")
-    from scoregen.evaluation.evaluator import Evaluator
-    from scoregen.evaluation.metrics import check_metrics
+    chosen = [flag for flag in ("run", "data", "images", "compare") if getattr(args, flag)]
+    if len(chosen) > 1:
+        raise UserError(f"{' and '.join(f'--{flag}' for flag in chosen)}: give one of them")
+    if args.compare and args.reference:
+        raise UserError("--compare A B has its reference, B: leave --reference out")
+
+
+def _judge(args: argparse.Namespace) -> int:
+    from scoregen.cli.candidate import choose_candidate
+    from scoregen.cli.records import add_records, make_records, print_records, read_records
+    from scoregen.evaluation.examine import EXAMINATIONS
+    from scoregen.evaluation.metrics import METRICS, check_metrics
     from scoregen.parallel import Parallel
 
     metrics = args.metrics.split(",")
-    check_metrics(metrics)
+    check_metrics(metrics, [*METRICS, *EXAMINATIONS])
+    weights = _weights(args)
     parallel = Parallel(args.device or "auto")
-    source = choose_source(args, parallel.device)
-    sampler = choose_sampler(source, args)
-    source = replace(source, denoiser=guide(source, args, parallel.device))
-    out = Path(args.out) if args.out else (source.run_dir or Path()) / "metrics.json"
+    candidate = choose_candidate(args, metrics, parallel)
+    out = Path(args.out) if args.out else candidate.folder / "metrics.json"
     check_writable(out)
-    _earlier_records(out)
+    read_records(out)
     if parallel.is_main:
-        cost = (
-            f"{args.repeats} x {args.num:,} images: {args.repeats * args.num * sampler.nfe():,} evaluations"
-        )
-        print(f"{source.description}\n{describe_sampler(sampler, source.denoiser)}\n{cost}", flush=True)
-    evaluator = Evaluator(
-        metrics,
-        _reference(args.reference, source),
-        weights={"inception": args.inception_weights} if args.inception_weights else {},
-        device=parallel.device,
-        cache=source.cache,
-        processes=parallel,
-    )
-    repeats = [_repeat(evaluator, source, sampler, args, parallel, k) for k in range(args.repeats)]
+        print(candidate.description, flush=True)
+    repeats = _measure(args, metrics, candidate, weights, parallel)
     if parallel.is_main:
-        _report(repeats, source, sampler, args, out)
+        records = make_records(repeats, candidate.manifest)
+        print_records(records)
+        add_records(out, records)
+        print(f"wrote {out}")
     parallel.close()
     return DONE
 
 
-def _reference(name: str | None, source: "Source") -> "Dataset | Path":
-    """What --reference means: statistics, a data set by name, images at a path, or the training data."""
-    from scoregen.build import build_data
-    from scoregen.cli.source import data_config
-
-    if name is None:
-        return source.data()
-    return Path(name) if Path(name).suffix == ".npz" else build_data(data_config(name), "train")
-
-
-def _repeat(
-    evaluator: Any,
-    source: "Source",
-    sampler: "Sampler",
+def _measure(
     args: argparse.Namespace,
+    metrics: list[str],
+    candidate: "Candidate",
+    weights: dict[str, Path],
     parallel: "Parallel",
-    k: int,
-) -> dict[str, "Result"]:
-    from scoregen.evaluation.model import evaluate_model
+) -> list[dict[str, "Result"]]:
+    """All results of each repeat, the same in every process."""
+    from scoregen.cli.candidate import open_reference
+    from scoregen.evaluation.evaluator import Evaluator
+    from scoregen.evaluation.examine import EXAMINATIONS
+    from scoregen.evaluation.metrics import METRICS
 
-    seeds = range(args.seed + k * args.num, args.seed + (k + 1) * args.num)
-    return evaluate_model(
-        evaluator,
-        source.denoiser,
-        sampler,
-        seeds,
-        batch=args.batch,
-        parallel=parallel,
-        label=args.label,
+    of_images = [name for name in metrics if name in METRICS]
+    real = any(METRICS[name].real for name in of_images)
+    evaluator = Evaluator(
+        of_images,
+        open_reference(args.reference, candidate) if real else None,
+        weights=weights,
+        device=parallel.device,
+        cache=args.cache or candidate.cache,
+        processes=parallel,
     )
+    of_models = [EXAMINATIONS[name] for name in metrics if name in EXAMINATIONS]
+    repeats = []
+    for k in range(args.repeats):
+        results = candidate.judge(evaluator, k) if of_images else {}
+        examined = [candidate.examine(examination, k) for examination in of_models]
+        repeats.append(results | {result.name: result for result in examined})
+    return repeats
 
 
-def _earlier_records(file: Path) -> list[dict[str, Any]]:
-    """The results that the file holds already; UserError where it holds something else."""
-    try:
-        records = json.loads(file.read_bytes()) if file.exists() else []
-    except ValueError:
-        records = None
-    if not isinstance(records, list):
-        raise UserError(f"{file} holds no list of results: move it away, or choose another --out")
-    return records
+def _weights(args: argparse.Namespace) -> dict[str, Path]:
+    """Files of weights by extractor."""
+    from scoregen.evaluation.features import EXTRACTORS
 
-
-def _report(
-    repeats: list[dict[str, "Result"]],
-    source: "Source",
-    sampler: "Sampler",
-    args: argparse.Namespace,
-    out: Path,
-) -> None:
-    """Print the table and add the records to the file of results."""
-    from scoregen.training.weights import write_whole
-
-    records = _earlier_records(out)
-    print(f"\n{'metric':<16}{'mean':>12}{'min':>12}{'max':>12}{'n':>10}  repeats")
-    for name, first in repeats[0].items():
-        values = [results[name].value for results in repeats]
-        columns = "".join(f"{statistic(values):>12.5g}" for statistic in (mean, min, max))
-        print(f"{name:<16}{columns}{first.n:>10,}  {len(values)}")
-        if first.note:
-            print(f"  note: {first.note}")
-        last = args.seed + args.num * args.repeats - 1
-        records.append(
-            {
-                **asdict(first),
-                "value": mean(values),
-                "values": values,
-                "seeds": f"{args.seed}-{last}",
-                **source.manifest,
-                **sampler_manifest(sampler, source.denoiser, args),
-            }
-        )
-    write_whole(out, (json.dumps(records, indent=1) + "\n").encode())
-    print(f"wrote {out}")
+    given = list(args.weights)
+    if args.inception_weights:
+        given.append(f"inception={args.inception_weights}")
+    pairs = [text.partition("=") for text in given]
+    for name, _, path in pairs:
+        if name not in EXTRACTORS or not path:
+            raise UserError(f"--weights {name}: give NAME=PATH, NAME one of {', '.join(EXTRACTORS)}")
+    return {name: Path(path) for name, _, path in pairs}

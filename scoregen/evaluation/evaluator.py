@@ -25,27 +25,29 @@ class Evaluator:
 
     Args:
         metrics: names from `METRICS`.
-        reference: the real data, of which statistics are computed, or an `.npz` file of statistics.
+        reference: the real data, of which statistics are computed, an `.npz` file of statistics, or None for
+            metrics that need neither.
         weights: files of extractors that need weights, by extractor; else they look in the usual places.
         device: where extractors run.
         cache: folder that keeps computed statistics; None keeps none.
         processes: this process among the others (`Parallel`); None is alone.
 
     Raises:
-        UserError: an unknown metric, missing weights, or statistics of another extractor.
+        UserError: an unknown metric, missing weights, no reference, or statistics of another extractor.
     """
 
     def __init__(
         self,
         metrics: Sequence[str],
-        reference: Images | Path,
+        reference: Images | Path | None,
         *,
         weights: Mapping[str, Path] | None = None,
         device: torch.device | str = "cpu",
         cache: Path | None = None,
         processes: Processes | None = None,
     ) -> None:
-        check_metrics(metrics)
+        if metrics:
+            check_metrics(metrics)
         self.metrics = {name: METRICS[name] for name in dict.fromkeys(metrics)}
         self.processes = processes or Alone()
         self.extractors = {
@@ -132,20 +134,24 @@ class Evaluator:
         )
 
     def _references(
-        self, name: str, extractor: Extractor, reference: Images | Path, cache: Path | None
+        self, name: str, extractor: Extractor, reference: Images | Path | None, cache: Path | None
     ) -> dict[str, Reference]:
         wanted: dict[str, tuple[Kind, ...]] = {}
         for metric in self.metrics.values():
             if metric.extractor == name and metric.real is not None:
                 layer = self._place(metric)[1]
                 wanted[layer] = tuple(dict.fromkeys((*wanted.get(layer, ()), metric.real)))
+        if not wanted:
+            return {}
+        if reference is None:
+            raise UserError(f"{', '.join(self.metrics)}: compared with which real images? Give a reference")
         if isinstance(reference, Path):
             return {
                 layer: read_reference(reference, extractor, layer, kinds) for layer, kinds in wanted.items()
             }
         # Moments come along, so that every file that is kept has EDM's layout.
         wanted = {layer: tuple(dict.fromkeys((Moments, *kinds))) for layer, kinds in wanted.items()}
-        return references_of(reference, extractor, wanted, cache, self.processes) if wanted else {}
+        return references_of(reference, extractor, wanted, cache, self.processes)
 
     def _place(self, metric: Metric) -> Place:
         return metric.extractor, metric.layer or self.extractors[metric.extractor].layer

@@ -58,7 +58,24 @@ def _scatter(weights: Path | None, device: torch.device | str) -> Extractor:
     return ScatterExtractor(device)
 
 
-EXTRACTORS: dict[str, Build] = {"inception": _inception, "scatter": _scatter}
+def _dinov2(weights: Path | None, device: torch.device | str) -> Extractor:
+    from scoregen.evaluation.vit import DINOV2, TransformerExtractor
+
+    return TransformerExtractor(DINOV2, weights, device)
+
+
+def _clip(weights: Path | None, device: torch.device | str) -> Extractor:
+    from scoregen.evaluation.vit import CLIP, TransformerExtractor
+
+    return TransformerExtractor(CLIP, weights, device)
+
+
+EXTRACTORS: dict[str, Build] = {
+    "inception": _inception,
+    "scatter": _scatter,
+    "dinov2": _dinov2,
+    "clip": _clip,
+}
 
 
 def check_images(images: Tensor, smallest: int = 1) -> None:

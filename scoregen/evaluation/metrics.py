@@ -4,7 +4,7 @@ A metric is a function of two summaries, one of the generated and one of the rea
 file with that function and one line in `METRICS`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from operator import attrgetter
@@ -21,7 +21,7 @@ from scoregen.evaluation.infinity import (
     inception_score_infinity,
     moments_in_parts,
 )
-from scoregen.evaluation.mmd import kid
+from scoregen.evaluation.mmd import cmmd, kid
 from scoregen.evaluation.prdc import compare_manifolds
 from scoregen.evaluation.reference import Kind
 from scoregen.evaluation.result import Score
@@ -71,6 +71,7 @@ METRICS: dict[str, Metric] = {
     "am": Metric("inception", ClassSums, ClassSums, am_score, "logits"),
     "sfid": Metric("inception", Moments, Moments, frechet_score, "spatial", published_n=PUBLISHED_N),
     "kid": Metric("inception", FeatureStore, FeatureStore, kid),
+    "cmmd": Metric("clip", FeatureStore, FeatureStore, cmmd),
     **{
         name: Metric("inception", FeatureStore, FeatureStore, compare_manifolds, read=attrgetter(name))
         for name in ("precision", "recall", "density", "coverage")
@@ -83,17 +84,15 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def check_metrics(names: Sequence[str]) -> None:
-    """Check metric names, all at once.
+def check_metrics(names: Sequence[str], known: Collection[str] = METRICS) -> None:
+    """Check that all names are known, all at once.
 
     Raises:
         UserError: no metric has such a name; says which do, and the near one.
     """
-    unknown = [name for name in names if name not in METRICS]
+    unknown = [name for name in names if name not in known]
     if not unknown and names:
         return
-    hints = [
-        f"did you mean {near[0]}?" for name in unknown if (near := get_close_matches(name, METRICS, n=1))
-    ]
+    hints = [f"did you mean {near[0]}?" for name in unknown if (near := get_close_matches(name, known, n=1))]
     problem = f"metrics not known: {', '.join(unknown)}" if unknown else "no metrics were named"
-    raise UserError("; ".join([problem, f"allowed: {', '.join(METRICS)}", *hints]))
+    raise UserError("; ".join([problem, f"allowed: {', '.join(known)}", *hints]))

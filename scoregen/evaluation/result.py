@@ -80,7 +80,7 @@ def protocol(record: Record) -> str:
     """The line under a number that says how it was measured."""
     parts = [f"n = {record['n']:,}"]
     if record.get("extractor"):
-        layer = f"/{record['layer']}" if record.get("layer") else ""
+        layer = "" if record.get("layer") in (None, "", record["extractor"]) else f"/{record['layer']}"
         sha256 = record["extractor_sha256"][:8]
         parts += [f"{record['extractor']}{layer} {sha256}", f"resize: {record['resize']}"]
     if record.get("reference_sha256"):

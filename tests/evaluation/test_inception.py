@@ -6,6 +6,7 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from scoregen.errors import UserError
 from scoregen.evaluation import inception_weights
+from scoregen.evaluation.evaluator import evaluate
 from scoregen.evaluation.inception import (
     ConvReLU,
     InceptionExtractor,
@@ -23,6 +25,7 @@ from scoregen.evaluation.inception import (
     resize_tf1,
 )
 from scoregen.evaluation.inception_weights import Layer, find_weights, read_weights
+from tests.evaluation.conftest import Held
 
 
 def images(*shape: int) -> Tensor:
@@ -222,6 +225,52 @@ def test_features_equal_those_of_the_published_graph(weights: Path, side: int) -
     difference = extractor(batch) - published
     assert difference.norm() <= 1e-5 * published.norm()
     assert difference.abs().max() <= 1e-4
+
+
+@pytest.mark.data
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_fid_is_that_of_the_published_graph_by_an_independent_formula(weights: Path) -> None:
+    """With fewer images than features tr (S_a S_b)^(1/2) is the nuclear norm of the centred features."""
+    sides = images(6, 3, 32, 32), images(5, 3, 32, 32) // 2
+    graph = torch.jit.load(weights)
+    with torch.no_grad():
+        x, y = (graph((resize_tf1(side.float(), 299) - 128) / 128).double().numpy() for side in sides)
+    f, g = ((z - z.mean(0)) / np.sqrt(len(z) - 1) for z in (x, y))
+    nuclear = np.linalg.svd(f @ g.T, compute_uv=False).sum()
+    fid = ((x.mean(0) - y.mean(0)) ** 2).sum() + (f**2).sum() + (g**2).sum() - 2 * nuclear
+    ours = evaluate([sides[0]], ["fid"], Held(sides[1]), weights={"inception": weights})["fid_6"]
+    assert ours.value == pytest.approx(fid, rel=1e-6)
+
+
+@pytest.mark.data
+def test_spatial_features_are_the_first_seven_channels_of_the_17_by_17_map(weights: Path) -> None:
+    extractor, batch = InceptionExtractor(weights), images(2, 3, 32, 32)
+    seen: list[Tensor] = []
+    hook = extractor._below[-1].register_forward_hook(lambda module, inputs, out: seen.append(out))
+    spatial = extractor.features(batch)["spatial"]
+    hook.remove()
+    assert spatial.shape == (2, 2023)
+    assert torch.equal(spatial, seen[0][:, :7].flatten(1))
+    first = dict(extractor._below.named_modules())["mixed_6.conv"]
+    assert extractor._below[-1].conv is first  # mixed_6, whose first channels are its 1 x 1 convolution's
+
+
+@pytest.mark.data
+def test_class_scores_are_refused_where_the_weights_have_none(weights: Path) -> None:
+    with pytest.raises(UserError, match=r"is needs the logits of inception, which .* does not have"):
+        evaluate([], ["is"], None, weights={"inception": weights})
+
+
+@pytest.mark.data
+def test_class_scores_are_the_output_layer_on_the_pool_features(weights: Path, tmp_path: Path) -> None:
+    path = tmp_path / "inception-2015-12-05.safetensors"
+    output = torch.randn(1008, 2048, generator=torch.Generator().manual_seed(0))
+    tensors = {k: v.contiguous() for k, v in inception_weights._read_torchscript(weights).items()}
+    save_file(tensors | {"output.weight": output}, path)
+    extractor = InceptionExtractor(path)
+    layers = extractor.features(images(2, 3, 32, 32))
+    torch.testing.assert_close(layers["logits"], layers["pool"] @ output.T, rtol=1e-4, atol=1e-3)
+    assert extractor.sha256 == InceptionExtractor(weights).sha256  # the features are the same
 
 
 @pytest.mark.data

@@ -1,0 +1,209 @@
+"""What evaluate.py judges: the images that a model draws, or those of a set."""
+
+import argparse
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from scoregen import config
+from scoregen.build import build_data
+from scoregen.cli.sampler import (
+    choose_sampler,
+    choose_source,
+    describe_sampler,
+    guide,
+    sampler_manifest,
+)
+from scoregen.cli.source import data_config
+from scoregen.errors import UserError
+from scoregen.evaluation.evaluator import Evaluator
+from scoregen.evaluation.examine import Examine, Subject
+from scoregen.evaluation.metrics import METRICS, PUBLISHED_N
+from scoregen.evaluation.model import evaluate_model
+from scoregen.evaluation.reference import batches
+from scoregen.evaluation.result import Result
+from scoregen.parallel import Parallel
+from scoregen.rng import SampleRng, generator
+from scoregen.sobol import SobolLatents
+from scoregen.training.hooks.evaluate import REFERENCES
+
+if TYPE_CHECKING:
+    from scoregen.data.base import Dataset
+
+IMAGES_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that metrics judge, any number of times.
+
+    Args:
+        description: for the reader, before work begins.
+        manifest: what records say of it, besides the seeds.
+        num: images each time.
+        judge: the results of the k-th time.
+        examine: that of a metric of the model itself; UserError where there is no model.
+        data: the real images to compare with where none are named; None says that there are none.
+        folder: where results go.
+        cache: where statistics of real images are kept.
+    """
+
+    description: str
+    manifest: Mapping[str, Any]
+    num: int
+    judge: Callable[[Evaluator, int], dict[str, Result]]
+    examine: Callable[[Examine, int], Result]
+    data: "Callable[[], Dataset | None]"
+    folder: Path
+    cache: Path | None
+
+
+def choose_candidate(args: argparse.Namespace, metrics: list[str], parallel: Parallel) -> Candidate:
+    """What the flags name: a set of images, or a model."""
+    return _images(args, parallel) if args.images else _model(args, metrics, parallel)
+
+
+def _model(args: argparse.Namespace, metrics: list[str], parallel: Parallel) -> Candidate:
+    source = choose_source(args, parallel.device)
+    sampler = choose_sampler(source, args)
+    source = replace(source, denoiser=guide(source, args, parallel.device))
+    num, denoiser, cost = args.num or PUBLISHED_N, source.denoiser, sampler.nfe()
+    if args.latents == "sobol":
+        refuse_extrapolation(metrics)
+        SobolLatents(denoiser.shape)
+
+    def judge(evaluator: Evaluator, k: int) -> dict[str, Result]:
+        start = SampleRng if args.latents == "normal" else SobolLatents(denoiser.shape, scramble=k)
+        seeds = range(args.seed + k * num, args.seed + (k + 1) * num)
+        return evaluate_model(
+            evaluator,
+            denoiser,
+            sampler,
+            seeds,
+            batch=args.batch,
+            parallel=parallel,
+            label=args.label,
+            start=start,
+        )
+
+    def examine(examination: Examine, k: int) -> Result:
+        def data(split: str) -> "Dataset":
+            return build_data(source.cfg, split)
+
+        seed = args.seed + k * num
+        return examination(Subject(denoiser, data, num, args.batch, seed, parallel.device, parallel))
+
+    manifest = {
+        "seeds": f"{args.seed}-{args.seed + num * args.repeats - 1}",
+        "latents": "" if args.latents == "normal" else "scrambled Sobol",
+        **source.manifest,
+        **sampler_manifest(sampler, denoiser, args),
+    }
+    work = f"{args.repeats} x {num:,} images: {args.repeats * num * cost:,} evaluations"
+    described = f"{source.description}\n{describe_sampler(sampler, denoiser)}\n{work}"
+    folder = source.run_dir or Path()
+    return Candidate(described, manifest, num, judge, examine, source.data, folder, source.cache)
+
+
+def refuse_extrapolation(metrics: list[str]) -> None:
+    """UserError for metrics whose line is about independent draws."""
+    wrong = [name for name in metrics if name in METRICS and name.endswith("_inf")]
+    if wrong:
+        raise UserError(
+            f"{', '.join(wrong)} extrapolates from independent draws, which parts of a quasi-random "
+            "sequence are not: drop --latents sobol, or ask for the metric at n"
+        )
+
+
+def _images(args: argparse.Namespace, parallel: Parallel) -> Candidate:
+    data = open_images(args.images)
+    num = args.num or len(data) // args.repeats
+    if num * args.repeats > len(data):
+        raise UserError(f"--num {num} x --repeats {args.repeats}: {args.images} has {len(data):,} images")
+    chosen = num * args.repeats < len(data) or args.repeats > 1
+
+    def judge(evaluator: Evaluator, k: int) -> dict[str, Result]:
+        order = torch.arange(len(data))
+        if chosen:
+            order = torch.randperm(len(data), generator=generator("images", args.seed))
+        return evaluator(_share(data, order[k * num : (k + 1) * num], parallel))
+
+    manifest = {"images": args.images, "images_fingerprint": data.fingerprint}
+    if chosen:
+        manifest["subset"] = f"seed {args.seed}"
+    described = f"{args.images}: {args.repeats} x {num:,} of {len(data):,} images"
+
+    def examine(examination: Examine, k: int) -> Result:
+        raise UserError(f"{args.metrics} asks for more than images: it examines a model, give --run")
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "scoregen" / REFERENCES
+    return Candidate(described, manifest, num, judge, examine, lambda: None, Path(), cache)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Some images of a data set, in a given order."""
+
+    data: "Dataset"
+    order: Tensor
+
+    @property
+    def name(self) -> str:
+        return self.data.name
+
+    @property
+    def fingerprint(self) -> str:
+        return self.data.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def fetch(self, indices: Tensor) -> Any:
+        return self.data.fetch(self.order[indices])
+
+
+def _share(data: "Dataset", order: Tensor, parallel: Parallel) -> Iterator[Tensor]:
+    return batches(_Chosen(data, order), parallel.rank, parallel.world, IMAGES_BATCH)
+
+
+def open_images(name: str) -> "Dataset":
+    """All images of a folder, a zip, an .npz or .npy; or a data set by its name, NAME or NAME:test.
+
+    Raises:
+        UserError: there is no such thing, or an image is broken or of another size.
+    """
+    from scoregen.data.arrays import load_arrays
+    from scoregen.data.folder import load_images
+
+    data_set, _, split = name.partition(":")
+    if data_set in config.groups()["data"]:
+        if split not in ("", "train", "test"):
+            raise UserError(f"{name}: after the colon comes train or test")
+        return build_data(data_config(data_set), "test" if split == "test" else "train")
+    if Path(name).suffix in (".npz", ".npy"):
+        return load_arrays(path=name, test_fraction=0.0)
+    data_config(name)  # says what is known where nothing is there
+    return load_images(path=name, test_fraction=0.0)
+
+
+def open_reference(name: str | None, candidate: Candidate) -> "Dataset | Path | None":
+    """What --reference means: statistics in a file, images at a path, a data set, or the training data."""
+    if name is None:
+        return candidate.data()
+    return Path(name) if Path(name).suffix == ".npz" and not _holds_images(Path(name)) else open_images(name)
+
+
+def _holds_images(path: Path) -> bool:
+    """Whether an .npz has arrays of images, not statistics."""
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return "meta" not in file and "mu" not in file
+    except (OSError, ValueError):
+        return False  # reading it as statistics says what is wrong

@@ -21,13 +21,15 @@ class HeldoutHook(Hook):
 
     A fixed bank of (image, sigma, noise), averaged weights and no augmentation make evaluations comparable
     image by image: an improvement counts when the mean paired difference to the best so far exceeds its
-    standard error. The same bank on training images gives the generalisation gap by noise level. A training
-    loss under the population's floor at small sigma means that the network memorises.
+    standard error, for the mean of all levels, on which patience waits, and for each level: small ones
+    overfit first. The same bank on training images gives the generalisation gap. No model of the population
+    has a loss under its floor; a training loss that is lower, by more than three standard errors, than the
+    lowest held-out loss so far, which stands for the floor, means that the network memorises there.
     lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2.
 
     Source: early stopping as in "Neural Network-Based Score Estimation in Diffusion Models: Optimization and
     Generalization", Y. Han, M. Razaviyayn, R. Xu, 2024, arXiv 2401.15604 (of which the abstract was read);
-    bank, levels and the one-standard-error criterion are this project's.
+    bank, levels, the one-standard-error criterion and the monitor of memorisation are this project's.
 
     Args:
         every: images between two evaluations.
@@ -56,31 +58,47 @@ class HeldoutHook(Hook):
         self.images, self.draws, self.batch = images, draws, batch
         self.patience, self.sigma_data = patience, sigma_data
         self.sigmas = torch.logspace(torch.tensor(sigma_min).log10(), torch.tensor(sigma_max).log10(), levels)
+        # One column a level, then their mean: the losses [images, levels + 1] at the best evaluation of each
+        # column, and the evaluations since.
         self._best: Tensor | None = None
-        self._stale = 0
+        self._stale = torch.zeros(levels + 1, dtype=torch.long)
 
     def __call__(self, trainer: "Trainer") -> None:
         with trainer.averaged_denoiser() as denoiser:
             assert trainer.heldout is not None, "the test split is read where this hook is active"
             heldout = self.evaluate(denoiser, trainer.heldout, trainer)
             train = self.evaluate(denoiser, trainer.stream.dataset, trainer)
-        improved = self._judge(heldout.mean(1))
+        self._judge(heldout)
+        assert self._best is not None
+        memorised = is_memorised(train, self._best[:, :-1])
         trainer.heldout_loss = float(heldout.mean())
         trainer.log(
             {
                 "heldout_loss": _rounded(heldout.mean()),
                 "heldout_loss_by_sigma": _rounded(heldout.mean(0)),
                 "heldout_gap_by_sigma": _rounded(heldout.mean(0) - train.mean(0)),
-                "heldout_improved": improved,
+                "heldout_improved": self._stale[-1].item() == 0,
+                "heldout_stale_by_sigma": self._stale[:-1].tolist(),
+                "heldout_memorised_by_sigma": memorised.tolist(),
             }
         )
+        if trainer.parallel.is_main:
+            print(f"{trainer.nimg:>12,} {self._line(trainer.heldout_loss, memorised)}", flush=True)
+
+    def _line(self, loss: float, memorised: Tensor) -> str:
+        """The evaluation in words."""
+        stale = int(self._stale[-1])
+        since = f"no better for {stale} evaluation{'s' * (stale > 1)}" if stale else "the best so far"
+        where = ", ".join(f"{sigma:.2g}" for sigma in self.sigmas[memorised].tolist())
+        return f"held-out loss {loss:.4f}, {since}" + (f"; memorises at sigma {where}" if where else "")
 
     @property
     def stop_reason(self) -> str | None:
         """That patience has run out."""
-        if self.patience is None or self._stale < self.patience:
+        stale = int(self._stale[-1])
+        if self.patience is None or stale < self.patience:
             return None
-        return f"the held-out loss has not improved for {self._stale} evaluations"
+        return f"the held-out loss has not improved for {stale} evaluations"
 
     def evaluate(self, denoiser: Denoise, data: Dataset, trainer: "Trainer") -> Tensor:
         """Weighted losses [images, levels], float64 on the CPU, the same in every process."""
@@ -117,26 +135,32 @@ class HeldoutHook(Hook):
         weight = (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
         return weight * error.square().flatten(1).mean(1)
 
-    def _judge(self, losses: Tensor) -> bool:
-        """Whether losses [images] beat the best so far by more than the standard error; keep the best."""
+    def _judge(self, losses: Tensor) -> None:
+        """Compare losses [images, levels] and their mean to the best so far, and keep the better columns."""
+        losses = torch.cat([losses, losses.mean(1, keepdim=True)], 1)
         if self._best is None:
-            improved = True
-        else:
-            gain = self._best - losses
-            improved = bool(gain.mean() > gain.std() / len(gain) ** 0.5)
-        self._stale = 0 if improved else self._stale + 1
-        self._best = losses if improved else self._best
-        return improved
+            self._best = losses
+            return
+        gain = self._best - losses
+        improved = gain.mean(0) > gain.std(0) / len(gain) ** 0.5
+        self._stale = torch.where(improved, 0, self._stale + 1)
+        self._best = torch.where(improved, losses, self._best)
 
     def state(self) -> dict[str, Any]:
-        """The best per-image losses and the evaluations since."""
-        return {"best": None if self._best is None else self._best.tolist(), "stale": self._stale}
+        """The best losses by image and level, and the evaluations since."""
+        return {"best": None if self._best is None else self._best.tolist(), "stale": self._stale.tolist()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
         best = state["best"]
         self._best = None if best is None else torch.tensor(best, dtype=torch.float64)
-        self._stale = state["stale"]
+        self._stale = torch.tensor(state["stale"])
+
+
+def is_memorised(train: Tensor, heldout: Tensor) -> Tensor:
+    """Whether training losses [images, levels] are three standard errors under held-out ones, by level."""
+    error = (train.var(0) / len(train) + heldout.var(0) / len(heldout)).sqrt()
+    return heldout.mean(0) - train.mean(0) > 3 * error
 
 
 def _rounded(values: Tensor) -> Any:

@@ -1,6 +1,8 @@
 """Read a pickle of plain data and numpy arrays without letting it call anything else."""
 
 import pickle
+import pickletools
+from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
@@ -31,19 +33,47 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _PlainUnpickler(pickle.Unpickler):
+    """Knows the names in `allowed` and no others."""
+
+    def __init__(self, data: bytes, encoding: str, allowed: Mapping[tuple[str, str], Any]) -> None:
+        super().__init__(BytesIO(data), encoding=encoding)
+        self._allowed = allowed
+
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
+        if (module, name) not in self._allowed:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return _ALLOWED[module, name]
+        return self._allowed[module, name]
 
 
-def load_plain(data: bytes, where: str) -> Any:
-    """The plain containers, numbers, bytes and numpy arrays in a pickle; Python 2 strings become bytes.
+def load_plain(
+    data: bytes,
+    where: str,
+    *,
+    encoding: str = "bytes",
+    also: Mapping[tuple[str, str], Any] | None = None,
+) -> Any:
+    """The plain containers, numbers, bytes and numpy arrays in a pickle.
 
-    Nothing that the pickle names is imported or called but numpy's array and dtype.
-    Raises UserError, naming `where`, for anything else and for damage.
+    Nothing that the pickle names is imported or called but numpy's array and dtype, and what stands for the
+    names in `also`.
+
+    Args:
+        data: the whole file.
+        where: its name, for messages.
+        encoding: what Python 2 strings become: "bytes", or text in this encoding.
+        also: (module, name) to what is taken in its place, which must be harmless whatever it is called with.
+
+    Raises UserError for anything else and for damage.
     """
     try:
-        return _PlainUnpickler(BytesIO(data), encoding="bytes").load()
+        _check_opcodes(data)
+        return _PlainUnpickler(data, encoding, {**_ALLOWED, **(also or {})}).load()
     except Exception as error:  # a damaged or hostile pickle can raise any kind
         raise UserError(f"{where} is damaged or not plain data, and was not loaded: {error}") from error
+
+
+def _check_opcodes(data: bytes) -> None:
+    """Refuse what would take memory out of proportion to the file: more places in the memo than opcodes."""
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
+            raise pickle.UnpicklingError(f"opcode {count} claims place {argument} of the memo")

@@ -6,7 +6,7 @@ arXiv 2206.00364.
 
 from dataclasses import dataclass
 from math import inf
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -119,6 +119,60 @@ class VPPrecond(_Continuous):
             input=(sigma.square() + 1).rsqrt(),
             noise=(self.levels - 1) * time,
         )
+
+
+@dataclass(frozen=True)
+class DDPMPrecond(_Continuous):
+    """Reads F as what a DDPM of T time steps predicts, at its own noise levels and between them.
+
+    epsilon: D = x - sigma F,  v_prediction: D = (x - sigma sqrt(sigma^2 + 1) F) / (sigma^2 + 1),
+    sample: D = F,  c_in = 1 / sqrt(sigma^2 + 1),  c_noise = t(sigma), time steps interpolated in ln(sigma).
+
+    Args:
+        prediction: what F predicts. schedule, beta_start, beta_end, levels: as for `schedules.ddpm_sigmas`.
+
+    Source: Ho, Jain and Abbeel, Denoising Diffusion Probabilistic Models, 2020, arXiv 2006.11239; Salimans
+    and Ho, Progressive Distillation for Fast Sampling of Diffusion Models, 2022, arXiv 2202.00512.
+    """
+
+    prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    schedule: schedules.BetaSchedule = "linear"
+    beta_start: Positive = 1e-4
+    beta_end: Positive = 0.02
+    levels: PositiveInt = 1000
+
+    @property
+    def sigma_min(self) -> float:
+        """The level of time step 0."""
+        return float(self._table("cpu")[0])
+
+    @property
+    def sigma_max(self) -> float:
+        """The level of the last time step."""
+        return float(self._table("cpu")[-1])
+
+    def __call__(self, sigma: Tensor) -> Coefficients:
+        """The coefficients at noise levels sigma [] or [B]."""
+        sigma = _wide(sigma)
+        total = sigma.square() + 1
+        skip, out = {
+            "epsilon": (torch.ones_like(sigma), -sigma),
+            "v_prediction": (total.reciprocal(), -sigma * total.rsqrt()),
+            "sample": (torch.zeros_like(sigma), torch.ones_like(sigma)),
+        }[self.prediction]
+        return Coefficients(skip=skip, out=out, input=total.rsqrt(), noise=self._time(sigma))
+
+    def _time(self, sigma: Tensor) -> Tensor:
+        """The time step whose level is sigma, a fraction between two of them."""
+        table = self._table(sigma.device).log()
+        at = sigma.double().log().clamp(table[0], table[-1])
+        above = torch.searchsorted(table, at).clamp(1, self.levels - 1)
+        low, high = table[above - 1], table[above]
+        return (above - 1 + (at - low) / (high - low)).to(sigma.dtype)
+
+    def _table(self, device: torch.device | str) -> Tensor:
+        ends = {"beta_start": self.beta_start, "beta_end": self.beta_end}
+        return schedules.ddpm_sigmas(self.schedule, **ends, levels=self.levels, device=device)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
-"""The noise schedules sigma(t) of the VP and iDDPM processes, in EDM coordinates x = x0 + sigma n."""
+"""The noise schedules sigma(t) of the VP, DDPM and iDDPM processes, in EDM coordinates x = x0 + sigma n."""
 
 from functools import lru_cache
-from math import pi, sin, sqrt
+from itertools import pairwise
+from math import cos, pi, sin, sqrt
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 VP_BETA_D, VP_BETA_MIN = 19.9, 0.1
 IDDPM_LEVELS, IDDPM_C1, IDDPM_C2 = 1000, 0.001, 0.008
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]  # named as in diffusers
 
 
 def vp_sigma(t: Tensor, *, beta_d: float = VP_BETA_D, beta_min: float = VP_BETA_MIN) -> Tensor:
@@ -59,3 +62,32 @@ def iddpm_index(
     """The index argmin_j |u_j - sigma| of the nearest level, int64, the shape of sigma."""
     table = iddpm_sigmas(levels=levels, c1=c1, c2=c2, device=sigma.device)
     return (sigma[..., None].double() - table).abs().argmin(-1)
+
+
+@lru_cache
+def ddpm_sigmas(
+    schedule: BetaSchedule,
+    *,
+    beta_start: float,
+    beta_end: float,
+    levels: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """The noise levels of DDPM's time steps 0, ..., T - 1, increasing, [T] float64, cached on `device`.
+
+    sigma_t = sqrt(1 / abar_t - 1),  abar_t = prod_{s <= t} (1 - beta_s), where beta is linear between its
+    ends, or so is its root (scaled_linear), or beta_t = min(1 - f(t + 1) / f(t), 0.999) with
+    f(t) = cos^2(pi / 2 (t / T + 0.008) / 1.008) (squaredcos_cap_v2).
+
+    Source: Ho, Jain and Abbeel, Denoising Diffusion Probabilistic Models, 2020, arXiv 2006.11239; Nichol and
+    Dhariwal, Improved Denoising Diffusion Probabilistic Models, 2021, arXiv 2102.09672.
+    """
+    if schedule == "squaredcos_cap_v2":
+        f = [cos(pi / 2 * (t / levels + 0.008) / 1.008) ** 2 for t in range(levels + 1)]
+        betas = [min(1 - after / before, 0.999) for before, after in pairwise(f)]
+        beta = torch.tensor(betas, dtype=torch.float64, device=device)
+    else:
+        power = 2 if schedule == "scaled_linear" else 1
+        ends = beta_start ** (1 / power), beta_end ** (1 / power)
+        beta = torch.linspace(*ends, levels, dtype=torch.float64, device=device) ** power
+    return ((1 - beta).cumprod(0).reciprocal() - 1).sqrt()

@@ -4,7 +4,7 @@ To add a network: one subclass of `Network` with its five constructor arguments,
 """
 
 from scoregen.networks.base import Network
-from scoregen.networks.diffusers_unet import DiffusersUNet
+from scoregen.networks.diffusers_unet import DiffusersUNet, ForeignUNet
 from scoregen.networks.energy import EnergyDDPMpp, EnergyMLP
 from scoregen.networks.mlp import MLP
 from scoregen.networks.unet_adm import ADM
@@ -28,6 +28,7 @@ __all__ = [
     "DiffusersUNet",
     "EnergyDDPMpp",
     "EnergyMLP",
+    "ForeignUNet",
     "NCSNpp",
     "Network",
 ]

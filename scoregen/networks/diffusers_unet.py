@@ -1,6 +1,7 @@
-"""An adapter around the UNet2DModel of diffusers."""
+"""Adapters around the UNet2DModel of diffusers: one to train, one for what others have trained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,5 +93,59 @@ class DiffusersUNet(Network):
         self.check(x, noise_labels, cond, augment_labels)
         if self.num_classes and cond is None:
             cond = torch.full_like(noise_labels, self.num_classes, dtype=torch.long)
+        out: Tensor = self.unet(x, noise_labels, class_labels=cond, return_dict=False)[0]
+        return out
+
+
+class ForeignUNet(Network):
+    """Predict with a UNet2DModel of any configuration, kept in `unet`, as a folder of diffusers describes it.
+
+    Args:
+        resolution, channels, num_classes, augment_dim, out_channels: of the data; filled in by the framework.
+        settings: the arguments of UNet2DModel.
+
+    Raises UserError on augmentation labels, on settings that are not of these data, and on the null class,
+    which such a network need not know.
+    """
+
+    def __init__(
+        self,
+        *,
+        resolution: PositiveInt,
+        channels: PositiveInt,
+        num_classes: NonNegativeInt = 0,
+        augment_dim: NonNegativeInt = 0,
+        out_channels: PositiveInt | None = None,
+        settings: Mapping[str, Any],
+    ) -> None:
+        from diffusers import UNet2DModel
+
+        if augment_dim:
+            raise UserError(f"UNet2DModel has no input for {augment_dim} augmentation labels")
+        super().__init__(
+            (channels, resolution, resolution),
+            num_classes=num_classes,
+            augment_dim=0,
+            out_channels=out_channels,
+        )
+        self.unet = UNet2DModel(**settings)
+        own = self.unet.config
+        found = (own["in_channels"], own["out_channels"], own["num_class_embeds"] or 0)
+        if found != (channels, self.out_channels, num_classes):
+            raise UserError(
+                f"settings describe (channels in, out, classes) {found}, the data need "
+                f"{(channels, self.out_channels, num_classes)}"
+            )
+
+    def forward(
+        self,
+        x: Tensor,
+        noise_labels: Tensor,
+        cond: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        self.check(x, noise_labels, cond, augment_labels)
+        if self.num_classes and cond is None:
+            raise UserError("this network was not trained without a class: give one, and no guidance")
         out: Tensor = self.unet(x, noise_labels, class_labels=cond, return_dict=False)[0]
         return out

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from scoregen.diffusion.precond import EDMPrecond, IDDPMPrecond, VEPrecond, VPPrecond
-from scoregen.diffusion.schedules import iddpm_sigmas, vp_sigma, vp_time
+from scoregen.diffusion.precond import DDPMPrecond, EDMPrecond, IDDPMPrecond, VEPrecond, VPPrecond
+from scoregen.diffusion.schedules import ddpm_sigmas, iddpm_sigmas, vp_sigma, vp_time
 
 SIGMA = torch.logspace(-3, 2, 50, dtype=torch.float64)
 
@@ -65,10 +65,38 @@ def test_iddpm_rounds_to_the_nearest_level_and_labels_it() -> None:
     assert torch.equal(precond(table).noise, 999 - torch.arange(1001, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("precond", [EDMPrecond(), VPPrecond(), VEPrecond(), IDDPMPrecond()])
+@pytest.mark.parametrize("precond", [EDMPrecond(), VPPrecond(), VEPrecond(), IDDPMPrecond(), DDPMPrecond()])
 def test_coefficients_are_at_least_float32_and_agree_with_float64(precond: EDMPrecond) -> None:
     sigma = torch.tensor([0.0625, 1.0, 8.0])  # exact in bfloat16
     for narrow in (sigma.bfloat16(), sigma):
         for value, exact in zip(precond(narrow), precond(sigma.double()), strict=True):
             assert value.dtype == torch.float32
             torch.testing.assert_close(value.double(), exact, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_ddpm_reads_predictions_as_diffusers_does_at_every_time_step(schedule: str, prediction: str) -> None:
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(
+        beta_schedule=schedule, prediction_type=prediction, clip_sample=False, variance_type="fixed_small"
+    )
+    precond = DDPMPrecond(prediction, schedule)
+    x, f = torch.randn(2, 1, 64, dtype=torch.float64)
+    for step in (0, 1, 250, 800, 998):
+        abar = scheduler.alphas_cumprod[step].double()
+        sigma = (1 / abar - 1).sqrt()
+        c = precond(sigma)
+        assert float(c.noise) == pytest.approx(step, abs=2e-2)  # theirs is computed in float32
+        theirs = scheduler.step(f, step, x * abar.sqrt()).pred_original_sample
+        torch.testing.assert_close(c.skip * x + c.out * f, theirs, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(c.input, abar.sqrt(), rtol=1e-5, atol=0)
+
+
+def test_ddpm_counts_fractions_of_time_steps_between_its_levels() -> None:
+    precond = DDPMPrecond()
+    table = ddpm_sigmas("linear", beta_start=1e-4, beta_end=0.02, levels=1000)
+    between = (table[:-1] * table[1:]).sqrt()
+    torch.testing.assert_close(precond(between).noise, torch.arange(999).double() + 0.5, rtol=0, atol=1e-9)
+    assert (precond.sigma_min, precond.sigma_max) == (table[0], table[-1])

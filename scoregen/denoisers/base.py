@@ -40,3 +40,8 @@ def as_sigma(value: float | Tensor, x: Tensor) -> Tensor:
     """A noise level as a float32 (float64 for float64 x) tensor on the device of x, ready for a denoiser."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     return torch.as_tensor(value, dtype=dtype, device=x.device)
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether what is computed of x will be differentiated."""
+    return torch.is_grad_enabled() and x.requires_grad

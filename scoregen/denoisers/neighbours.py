@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from scoregen.denoisers.base import Cond
+from scoregen.denoisers.base import Cond, is_traced
 from scoregen.denoisers.empirical import SIGMA_TINY, EmpiricalDenoiser
 from scoregen.denoisers.rows import nearest_rows, squared_distance, weighted_mean
 from scoregen.errors import UserError
@@ -75,8 +75,10 @@ class NeighbourEstimate(nn.Module, ABC):
         settled = self.settled.to(x.device).expand(len(x), -1)
         for part, members in self.training_set.groups(len(x), cond):
             for block in members.split(self.training_set.block(part)):
-                near = nearest_rows(self.training_set.rows, query[block], part, self.neighbours)
+                near = nearest_rows(self.training_set.rows, query[block].detach(), part, self.neighbours)
                 for row, indices, squares in zip(block.tolist(), near.indices, near.squares, strict=True):
+                    if is_traced(x):
+                        squares = squared_distance(query[row], self.training_set.rows.gather(indices))
                     mean = self.estimate(query[row], variance[row], indices, squares, settled[row], part)
                     out[row] = mean.to(x.dtype)
         return out.reshape(x.shape)

@@ -9,8 +9,10 @@ from torch import Tensor
 from scoregen.data.base import to_model_range
 from scoregen.data.digits import load_digits
 from scoregen.denoisers import empirical, rows
+from scoregen.denoisers.base import Denoiser
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.denoisers.int8 import has_fast_int8
+from scoregen.denoisers.neighbours import NeighbourDenoiser
 from scoregen.denoisers.rows import FloatRows, LevelRows, split_digits
 from scoregen.rng import generator
 
@@ -33,9 +35,7 @@ def build(kind: str, data: Tensor, labels: Tensor | None = None, **options) -> E
     return denoiser
 
 
-def same_in_float64(
-    denoiser: EmpiricalDenoiser, x: Tensor, sigma: float, cond: Tensor | None = None
-) -> Tensor:
+def same_in_float64(denoiser: Denoiser, x: Tensor, sigma: float, cond: Tensor | None = None) -> Tensor:
     return denoiser(x.double(), torch.tensor(sigma, dtype=torch.float64), cond)
 
 
@@ -77,6 +77,21 @@ def test_the_error_of_a_similarity_is_within_its_bound(kind: str) -> None:
         more = similar.refine(torch.arange(16))
     assert bounds == sorted(bounds, reverse=True)
     assert len(bounds) == (3 if kind == "levels" else 1)
+
+
+@KINDS
+@pytest.mark.parametrize("estimator", [None, NeighbourDenoiser])  # draws by importance jump
+def test_gradients_are_those_of_finite_differences(kind: str, estimator) -> None:
+    data = load_digits().x[:200]
+    denoiser: Denoiser = build(kind, data)
+    if estimator:
+        denoiser = estimator(denoiser, neighbours=40)
+    x, sigma = noisy(data, 4, 1.5).requires_grad_(), torch.tensor(1.5)
+    probe, way = torch.randn(2, *x.shape, generator=generator("probe"))
+    (slope,) = torch.autograd.grad((denoiser(x, sigma) * probe).sum(), x)
+    ahead, behind = (same_in_float64(denoiser, x.detach() + h * way.double(), 1.5) for h in (1e-3, -1e-3))
+    expected = ((ahead - behind) * probe).sum() / 2e-3
+    assert float((slope * way).sum()) == pytest.approx(float(expected), rel=1e-3, abs=1e-3)
 
 
 @KINDS

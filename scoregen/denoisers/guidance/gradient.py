@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from scoregen.denoisers.base import Cond, Denoiser, expand
+from scoregen.denoisers.base import Cond, Denoiser, expand, is_traced
 from scoregen.denoisers.guidance.base import Around, Guidance, Interval, Judge, check_finite, check_shape
 from scoregen.diffusion.schedules import vp_level
 from scoregen.errors import UserError
@@ -22,7 +22,7 @@ def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, T
 
     Works under torch.no_grad, but not under torch.inference_mode. Where x has a graph, so do both.
     """
-    traced = torch.is_grad_enabled() and x.requires_grad
+    traced = is_traced(x)
     with torch.enable_grad():
         at = x if traced else x.detach().requires_grad_()
         value = function(at)

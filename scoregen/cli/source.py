@@ -127,7 +127,8 @@ def data_config(name: str) -> DictConfig:
     if name in config.groups()["data"]:
         cfg, problems = config.compose([f"data={name}"])
     elif Path(name).exists():
-        cfg, problems = config.compose(["data=folder", f"data.root={name}"])
+        kind = "npz" if Path(name).suffix in (".npz", ".npy") else "folder"
+        cfg, problems = config.compose([f"data={kind}", f"data.root={name}"])
     else:
         known = ", ".join(config.groups()["data"])
         raise UserError(f"{name}: no such file or folder, and no data set of that name; known: {known}")

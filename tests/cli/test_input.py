@@ -202,7 +202,12 @@ def test_sample_refuses_bad_requests_and_writes_nothing(call: Run, tmp_path: Pat
         (["--nfe", "0"], "at least 1 network evaluation"),
         (["--device", "tpu"], "device=tpu"),
         (["--steps", "3", "--nfe", "3"], "not allowed with"),
+        (["--sampler", "teleport", "sigma_skip=100"], "sigma_max=80"),
+        (["--sampler", "teleport", "--steps", "1"], "take more steps"),
+        (["--data", "five.npz", "--estimator", "neighbours"], "only 5 samples"),
+        (["--data", "five.npz", "--guidance", "2"], "needs a model with classes"),
     ]
+    np.savez(tmp_path / "five.npz", images=np.arange(320, dtype=np.uint8).reshape(5, 8, 8))
     for request, said in requests:
         assert_refused(call("sample.py", *request), said)
     assert not (tmp_path / "out").exists()

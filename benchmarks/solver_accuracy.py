@@ -1,6 +1,6 @@
 """How far each deterministic solver ends from the exact probability flow, at equal network evaluations.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/solver_accuracy.py [--write docs/samplers.md]
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.solver_accuracy [--write docs/samplers.md]
 
 The denoisers are exact: mixtures of Gaussians of standard deviation 0.05 around 8 random means in 8
 dimensions, 16 in 32, and 150 of the embedded digits. A sample's error is |x - x*| / |x*|, x* from UniPC with
@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.pages import write_section
 from scoregen.data.base import to_model_range
 from scoregen.data.digits import load_digits
 from scoregen.denoisers.gaussian import GaussianDenoiser
@@ -152,14 +153,6 @@ def cell(found: tuple[float, float] | None) -> str:
     return "-" if found is None else f"{found[0]:.1e} ({found[1]:.1e})"
 
 
-def write(page: Path, name: str, table: str) -> None:
-    """Replace what stands between the page's markers of that name."""
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    text = page.read_text()
-    head, rest = text.split(begin)
-    page.write_text(f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -177,7 +170,7 @@ def main() -> None:
     for name, table in tables.items():
         print(f"\n{name}\n{table}")
         if args.write:
-            write(args.write, name, table)
+            write_section(args.write, name, table)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """fd_scatter of a trained model by solver, network evaluations and teleportation, with its spread over seeds.
 
-usage: python -m benchmarks.trained_solvers RUN [--num 600] [--repeats 3] [--write docs/trained_solvers.md]
+usage: python -m benchmarks.trained_solvers RUN [--num 600] [--repeats 3] [--batch 256] [--device auto]
+           [--write docs/trained_solvers.md]
 
 All cells share the seeds, so that differences within a repeat are paired; the spread is the standard
-deviation over repeats.
+deviation over repeats. --write puts the table, and what it is of, into the run's section of a page.
 """
 
 import argparse
@@ -11,6 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
+import torch
+
+from benchmarks.pages import write_section
 from scoregen.cli.source import load_source
 from scoregen.evaluation.evaluator import Evaluator
 from scoregen.evaluation.model import evaluate_model
@@ -32,19 +36,22 @@ def with_budget(sampler: Sampler, nfe: int) -> Sampler:
     return replace(sampler, steps=steps_for_nfe(sampler, nfe))
 
 
-PAGE = """\
-# Solvers on a trained model
+SECTION = """\
+## {name}
 
-fd_scatter of {num:,} samples of {name} ({nimg:,} images, sha256 {weights_sha256}) against its training data:
-mean ± standard deviation over {repeats} seed ranges, by network evaluations an image. Teleportation spreads
-all steps below sigma_skip (`protocol=regrid`).
+fd_scatter of {num:,} samples of {name} ({nimg:,} images, sha256 {weights_sha256}) against its training data,
+drawn on {where}.
 
 ```
-python -m benchmarks.trained_solvers runs/{name} --write docs/trained_solvers.md
+python -m benchmarks.trained_solvers runs/{name} --num {num} --write docs/trained_solvers.md
 ```
 
-{table}
-"""
+{table}"""
+
+
+def device_name(device: torch.device) -> str:
+    """What the samples are drawn on, for the page."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
 
 
 def main() -> None:
@@ -55,9 +62,11 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--num", type=int, default=600)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--write", type=Path)
     args = parser.parse_args()
-    parallel = Parallel("auto")
+    parallel = Parallel(args.device)
     source = load_source(args.run, parallel.device)
     evaluator = Evaluator(["fd_scatter"], source.data(), device=parallel.device, cache=source.cache)
 
@@ -65,7 +74,9 @@ def main() -> None:
         values = []
         for k in range(args.repeats):
             seeds = range(k * args.num, (k + 1) * args.num)
-            results = evaluate_model(evaluator, source.denoiser, sampler, seeds, batch=256, parallel=parallel)
+            results = evaluate_model(
+                evaluator, source.denoiser, sampler, seeds, batch=args.batch, parallel=parallel
+            )
             values.append(results["fd_scatter"].value)
         return f"{mean(values):.2f} ± {stdev(values):.2f}"
 
@@ -89,7 +100,8 @@ def main() -> None:
             print(lines[-1], flush=True)
     if args.write:
         facts = {"name": source.cfg.name, "table": "\n".join(lines), **source.manifest, **vars(args)}
-        args.write.write_text(PAGE.format(**facts))
+        section = SECTION.format(where=device_name(parallel.device), **facts)
+        write_section(args.write, source.cfg.name, section)
 
 
 if __name__ == "__main__":

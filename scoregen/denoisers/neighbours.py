@@ -15,6 +15,8 @@ from scoregen.errors import UserError
 from scoregen.ranges import NonNegativeInt, PositiveInt
 from scoregen.rng import Rng, generator
 
+REACH = 40.0  # nats below the nearest row, where a row no longer matters
+
 
 class NeighbourEstimate(nn.Module, ABC):
     """Estimates a posterior mean over the training set from the K nearest samples and some random ones.
@@ -144,17 +146,18 @@ class NeighbourDenoiser(NeighbourEstimate):
         settled: Tensor,
         part: slice,
     ) -> tuple[Tensor, Tensor]:
-        """The rows [K + L, d] that are summed and log w_i e_i, [K + L]."""
+        """The rows that are summed, at most K + L, and log w_i e_i; those that cannot matter are left out."""
         count = part.stop - part.start - self.neighbours
         others = min(self.others, count)
         logits = squares / (-2 * variance)
-        rows = self.training_set.rows.gather(indices)
-        if not others:
-            return rows, logits
+        floor = logits[0] - REACH
+        rows = self.training_set.rows.gather(indices[logits >= floor])
+        if not others or logits[-1] + log(count) < floor:  # no other is nearer than the last neighbour
+            return rows, logits[logits >= floor]
         first = part.start + settled[part].topk(others + self.neighbours).indices
         drawn = self.training_set.rows.gather(first[~torch.isin(first, indices)][:others])
         further = squared_distance(query, drawn) / (-2 * variance) + log(count / others)
-        return torch.cat([rows, drawn]), torch.cat([logits, further])
+        return torch.cat([rows, drawn]), torch.cat([logits[logits >= floor], further])
 
 
 class ImportanceDenoiser(NeighbourEstimate):
@@ -212,9 +215,11 @@ class ImportanceDenoiser(NeighbourEstimate):
         is_near = (settled < edges[-2]) | (count == 0)
         rank = ((settled - edges[-2]) / mass[-1].clamp(min=1e-300) * count).long()
         others = part.start + skip_over(rank.clamp(0, max(count - 1, 0)), indices - part.start)
-        rows = self.training_set.rows.gather(torch.where(is_near, near, others))
+        index, place = torch.where(is_near, near, others).unique(return_inverse=True)
+        rows = self.training_set.rows.gather(index)
         excess = squared_distance(query, rows) / (-2 * variance) - logits[-1]  # log of e / q for the others
-        return weighted_mean(rows, torch.where(is_near, 0.0, excess).softmax(0))
+        weights = torch.where(is_near, 0.0, excess[place]).softmax(0)
+        return weighted_mean(rows, weights.new_zeros(len(index)).index_add(0, place, weights))
 
 
 def skip_over(rank: Tensor, taken: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ class SampleRng:
         drawn = torch.empty(len(self.seeds), *shape, dtype=dtype)
         for row, g in zip(drawn, self._generators, strict=True):
             row.normal_(generator=g)
-        return drawn.to(self.device)
+        return send(drawn, self.device)
 
     def randn_like(self, x: Tensor) -> Tensor:
         """Standard normals of the shape and dtype of x [B, ...]."""

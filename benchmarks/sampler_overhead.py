@@ -1,6 +1,6 @@
 """What a solver step costs beyond the denoiser, side by side with diffusers' EDM Euler and Heun schedulers.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/sampler_overhead.py [--threads 1] [--rounds 15]
+    OMP_WAIT_POLICY=PASSIVE python -m benchmarks.sampler_overhead [--threads 1] [--rounds 15]
 
 Every denoiser here returns one fixed tensor at once, so a run is overhead only: 18 steps, 256 x 3 x 32 x 32.
 Rounds alternate between the libraries, so that all see the same load of the machine; medians of CPU time

@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from scoregen.data.base import to_model_range
 from scoregen.denoisers.base import Cond, is_traced
 from scoregen.denoisers.mixture import count_classes
-from scoregen.denoisers.rows import Rows, as_rows, nearest_rows, squared_distance, weighted_mean
+from scoregen.denoisers.rows import (
+    Rows,
+    Similarities,
+    as_rows,
+    nearest_rows,
+    squared_distance,
+    weighted_mean,
+)
 from scoregen.ranges import Positive
 from scoregen.rng import Rng
 
@@ -137,15 +144,11 @@ class EmpiricalDenoiser(nn.Module):
             sigma.square().float(),
             torch.arange(len(query), device=query.device),
         )
-        reach = log((part.stop - part.start) / _DROPPED)
         similar = self.rows.similarities(query, part)
         while len(todo):
-            nats = similar.error / variance[todo]
-            floor = similar.value.amax(1) - (reach + nats) * variance[todo]
             few = torch.zeros_like(todo, dtype=torch.bool)
-            for i, rows in few_above(similar.value, floor):
-                out[todo[i]] = self._of_few(query[todo[i]], variance[todo[i]], part.start + rows)
-                few[i] = True
+            for i, mean in self.means_of_few(similar, query[todo], variance[todo], part):
+                out[todo[i]], few[i] = mean, True
             known = ~few & (similar.deviation <= _KNOWN * variance[todo])
             if known.any():
                 value = similar.value if known.all() else similar.value[known]
@@ -157,10 +160,20 @@ class EmpiricalDenoiser(nn.Module):
                 break
         return out
 
-    def _of_few(self, query: Tensor, variance: Tensor, indices: Tensor) -> Tensor:
-        """The posterior mean over the rows at indices alone, by direct differences: [d]."""
-        rows = self.rows.gather(indices)
-        return weighted_mean(rows, (squared_distance(query, rows) / (-2 * variance.double())).softmax(0))
+    def means_of_few(
+        self, similar: Similarities, query: Tensor, variance: Tensor, part: slice, most: int = _FEW
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The queries of [b, d] for which at most a few rows can matter, and their posterior means [d].
+
+        The similarities tell these rows, with a part of 1e-6 of the mass at most left out; they are summed by
+        direct differences.
+        """
+        reach = log((part.stop - part.start) / _DROPPED) + similar.error / variance
+        floor = similar.value.amax(1) - reach * variance
+        for i, above in few_above(similar.value, floor, min(most, _FEW)):
+            rows = self.rows.gather(part.start + above)
+            logits = squared_distance(query[i], rows) / (-2 * variance[i].double())
+            yield i, weighted_mean(rows, logits.softmax(0))
 
     def _of_many(self, similarity: Tensor, variance: Tensor, part: slice) -> Tensor:
         """The posterior means over all rows of a class, [b, d], from similarities [b, n], overwritten."""
@@ -169,10 +182,10 @@ class EmpiricalDenoiser(nn.Module):
         return self.rows.mean(logits.exp_(), part)
 
 
-def few_above(value: Tensor, floor: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """The queries with at most a few of their values [b, n] at or above floor [b], and which these are."""
-    hopeful = (value[:, :_SAMPLE] >= floor[:, None]).sum(1) <= _FEW  # most have too many here already
+def few_above(value: Tensor, floor: Tensor, most: int) -> Iterator[tuple[int, Tensor]]:
+    """The queries with at most so many of their values [b, n] at or above floor [b], and which these are."""
+    hopeful = (value[:, :_SAMPLE] >= floor[:, None]).sum(1) <= most  # others have too many here already
     for i in hopeful.nonzero().flatten().tolist():
         above = (value[i] >= floor[i]).nonzero().flatten()
-        if len(above) <= _FEW:
+        if len(above) <= most:
             yield i, above

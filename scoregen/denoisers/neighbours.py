@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scoregen.denoisers.base import Cond, is_traced
 from scoregen.denoisers.empirical import SIGMA_TINY, EmpiricalDenoiser
-from scoregen.denoisers.rows import nearest_rows, squared_distance, weighted_mean
+from scoregen.denoisers.rows import Similarities, nearest_rows, squared_distance, weighted_mean
 from scoregen.errors import UserError
 from scoregen.ranges import NonNegativeInt, PositiveInt
 from scoregen.rng import Rng, generator
@@ -73,17 +73,45 @@ class NeighbourEstimate(nn.Module, ABC):
     def forward(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
         """An estimate of E[x0 | x] for x [B, *shape], sigma [] or [B], cond [B]; float32 inside."""
         query, out = x.flatten(1).float(), torch.empty_like(x.flatten(1))
+        seen, rows = query.detach(), self.training_set.rows
         variance = sigma.double().expand(len(x)).clamp(min=SIGMA_TINY).square()
         settled = self.settled.to(x.device).expand(len(x), -1)
         for part, members in self.training_set.groups(len(x), cond):
             for block in members.split(self.training_set.block(part)):
-                near = nearest_rows(self.training_set.rows, query[block].detach(), part, self.neighbours)
-                for row, indices, squares in zip(block.tolist(), near.indices, near.squares, strict=True):
+                similar = rows.similarities(seen[block], part)
+                rest = block if is_traced(x) else self._of_few(similar, query, variance, part, block, out)
+                if not len(rest):
+                    continue
+                if len(rest) < len(block):
+                    similar = rows.similarities(seen[rest], part)
+                near = nearest_rows(rows, seen[rest], part, self.neighbours, similar)
+                for row, indices, squares in zip(rest.tolist(), near.indices, near.squares, strict=True):
                     if is_traced(x):
-                        squares = squared_distance(query[row], self.training_set.rows.gather(indices))
+                        squares = squared_distance(query[row], rows.gather(indices))
                     mean = self.estimate(query[row], variance[row], indices, squares, settled[row], part)
                     out[row] = mean.to(x.dtype)
         return out.reshape(x.shape)
+
+    def _of_few(
+        self,
+        similar: Similarities,
+        query: Tensor,
+        variance: Tensor,
+        part: slice,
+        block: Tensor,
+        out: Tensor,
+    ) -> Tensor:
+        """Fill in the queries for which no more than K rows can matter, and return the others of the block.
+
+        Their estimate is the exact mean, told by one look at the similarities.
+        """
+        rest = torch.ones_like(block, dtype=torch.bool)
+        few = self.training_set.means_of_few(
+            similar, query[block], variance[block].float(), part, self.neighbours
+        )
+        for i, mean in few:
+            out[block[i]], rest[i] = mean.to(out), False
+        return block[rest]
 
 
 class NeighbourDenoiser(NeighbourEstimate):

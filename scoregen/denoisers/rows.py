@@ -227,12 +227,16 @@ class Nearest(NamedTuple):
     squares: Tensor  # squared distances, [b, k] float64
 
 
-def nearest_rows(rows: Rows, query: Tensor, part: slice, k: int) -> Nearest:
+def nearest_rows(
+    rows: Rows, query: Tensor, part: slice, k: int, similar: Similarities | None = None
+) -> Nearest:
     """The k rows of `part` nearest to each query [b, d] float32, told apart by direct differences.
 
-    Similarities say which rows may be among them, and are refined while these are many more than k.
+    Similarities, those given or fresh ones, say which rows may be among them, and are refined while these are
+    many more than k.
     """
-    similar, todo = rows.similarities(query, part), torch.arange(len(query), device=query.device)
+    similar = rows.similarities(query, part) if similar is None else similar
+    todo = torch.arange(len(query), device=query.device)
     indices = torch.empty(len(query), k, dtype=torch.long, device=query.device)
     squares = torch.empty(len(query), k, dtype=torch.float64, device=query.device)
     more = True

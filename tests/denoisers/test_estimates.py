@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from scoregen.data.base import to_model_range
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.denoisers.gaussian import GaussianDenoiser
 from scoregen.denoisers.neighbours import ImportanceDenoiser, NeighbourDenoiser, skip_over
@@ -123,6 +124,18 @@ def test_importance_sampling_is_the_nearest_neighbour_at_small_noise(sigma: floa
 def test_the_free_numbers_are_counted_past_the_taken_ones() -> None:
     taken = torch.tensor([7, 0, 1, 4])
     assert skip_over(torch.arange(6), taken).tolist() == [2, 3, 5, 6, 8, 9]
+
+
+@pytest.mark.parametrize("estimator", [NeighbourDenoiser, ImportanceDenoiser])
+@pytest.mark.parametrize("kind", ["levels", "floats"])
+def test_where_few_rows_can_matter_estimates_are_exact(kind: str, estimator, data: Tensor) -> None:
+    levels = torch.randint(0, 256, (500, 8), generator=generator("levels"), dtype=torch.uint8)
+    exact = EmpiricalDenoiser(levels if kind == "levels" else data)
+    x = to_model_range(exact.data[:40]) + 0.05 * normal(40, 8)
+    denoised = estimator(exact, neighbours=20)(x, torch.tensor(0.05))
+    assert torch.equal(denoised, exact(x, torch.tensor(0.05)))
+    alone = estimator(exact, neighbours=1)(x, torch.tensor(5.0))
+    assert not torch.isclose(alone, exact(x, torch.tensor(5.0))).all(1).any()
 
 
 @pytest.mark.parametrize("kind", [NeighbourDenoiser, ImportanceDenoiser])

@@ -54,17 +54,20 @@ class ModelSpec:
     shape: tuple[int, ...]
     num_classes: int = 0
     augment_dim: int = 0
+    cond_shape: tuple[int, ...] = ()  # of what it is told of one sample, other than a class
 
     @classmethod
     def of(cls, data: Dataset, augment: Augment) -> Self:
         """For samples and classes of `data`, told about what `augment` does."""
-        return cls(tuple(data.shape), data.num_classes, augment.label_dim)
+        shape, told = tuple(data.shape), tuple(getattr(data, "cond_shape", ()))
+        return cls(shape, data.num_classes, augment.label_dim, told)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote."""
         fields = json.loads(text)
-        return cls(**{**fields, "shape": tuple(fields["shape"])})
+        shapes = {key: tuple(value) for key, value in fields.items() if key.endswith("shape")}
+        return cls(**{**fields, **shapes})
 
     def to_json(self) -> str:
         """As text for metadata."""
@@ -98,7 +101,14 @@ def build_denoiser(cfg: DictConfig, spec: ModelSpec) -> NetworkDenoiser:
         )
     learned = HyvarinenDenoiser if isinstance(precond, HyvarinenPrecond) else NetworkDenoiser
     wrap = learned if network.role == "denoiser" else NetworkClassifier
-    return wrap(network, precond, shape=spec.shape, num_classes=spec.num_classes, precision=cfg.precision)
+    return wrap(
+        network,
+        precond,
+        shape=spec.shape,
+        num_classes=spec.num_classes,
+        cond_shape=spec.cond_shape,
+        precision=cfg.precision,
+    )
 
 
 def build_step(cfg: DictConfig, spec: ModelSpec, augment: Augment) -> TrainStep:

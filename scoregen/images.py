@@ -75,7 +75,25 @@ def scatter(points: Tensor, *, size: int = 512, extent: float | None = None) -> 
 
 
 def picture(x: Tensor, columns: int | None = None) -> Tensor:
-    """What samples [N, *shape] of the model look like: a grid, or of vectors a plot of the first two axes."""
+    """What samples [N, *shape] of the model look like.
+
+    Images are laid out in a grid, of vectors the first two axes are plotted, of sound [N, 1, T] spectrograms.
+    """
+    if x.ndim == 3:
+        return make_grid(spectrograms(x.cpu()), columns)
     if x.ndim == 2:
         return scatter(torch.nn.functional.pad(x, (0, max(2 - x.shape[1], 0)))[:, :2])
     return make_grid(to_uint8(x.cpu()), columns)
+
+
+def spectrograms(x: Tensor, *, n_fft: int = 256, decibels: float = 80.0) -> Tensor:
+    """Picture sound [N, 1, T], time to the right and frequency upwards: uint8 [N, 1, n_fft / 2, 8 T / n_fft].
+
+    White is the loudest of all, black is `decibels` below it and less.
+    """
+    window = torch.hann_window(n_fft, dtype=x.dtype)
+    hop = n_fft // 8
+    spectrum = torch.stft(x[:, 0], n_fft, hop, window=window, return_complex=True).abs()
+    level = 20 * (spectrum / spectrum.max().clamp(min=1e-9)).clamp(min=1e-9).log10()
+    shade = (255 * (1 + level / decibels)).clamp(0, 255).to(torch.uint8)
+    return shade[:, None, 1:, : x.shape[-1] // hop].flip(2)

@@ -57,6 +57,7 @@ def measure(cfg: DictConfig, spec: ModelSpec) -> Cost:
         denoiser = build_denoiser(cfg, spec)
         x, sigma = torch.empty(batch, *spec.shape), torch.ones(batch)
         cond = torch.zeros(batch, dtype=torch.long) if spec.num_classes else None
+        cond = torch.zeros(batch, *spec.cond_shape) if spec.cond_shape else cond
         labels = torch.zeros(batch, spec.augment_dim) if spec.augment_dim else None
     kept: dict[int, int] = {}
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from scoregen import __version__
 from scoregen.cli.dump import ImageDump
 from scoregen.data.codec import codec_of
+from scoregen.data.conditions import Conditions
 from scoregen.denoisers.base import Denoiser
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.denoisers.smoothed import training_set
@@ -41,6 +42,7 @@ class Draw:
     label: int | None
     batch: int
     parallel: Parallel
+    conditions: Conditions | None = None
 
     def __call__(self, seeds: Sequence[int], dump: ImageDump | None = None) -> Samples | None:
         """Samples for all seeds, in their order; None in all processes but the main one.
@@ -71,7 +73,13 @@ class Draw:
         hidden = not (self.parallel.is_main and sys.stderr.isatty())
         device = self.parallel.device
         drawn = generate(
-            self.denoiser, self.sampler, seeds, batch=self.batch, device=device, labels=self.label
+            self.denoiser,
+            self.sampler,
+            seeds,
+            batch=self.batch,
+            device=device,
+            labels=self.label,
+            conditions=self.conditions,
         )
         with tqdm(total=len(seeds), unit="img", disable=hidden, leave=False) as bar:
             for samples in drawn:
@@ -103,7 +111,9 @@ def nearest_training_samples(
 def write_samples(out: Path, manifest: dict[str, Any], samples: Samples) -> list[str]:
     """Write samples.npz, manifest.json and grid.png; their names."""
     arrays: dict[str, Any] = {"seeds": np.array(samples.seeds)}
-    if samples.x.ndim == 4:
+    if samples.x.ndim == 3:
+        arrays["audio"] = samples.x[:, 0].numpy()
+    elif samples.x.ndim == 4:
         arrays["images"] = samples.images.permute(0, 2, 3, 1).numpy()
     else:
         arrays["points"] = samples.x.numpy()

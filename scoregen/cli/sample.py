@@ -87,6 +87,7 @@ def _sample(argv: Sequence[str]) -> int:
     seeds = parse_seeds(args.seeds)
     from scoregen.cli.draw import Draw, check_views, nearest_training_samples, write_samples, write_views
     from scoregen.cli.dump import ImageDump
+    from scoregen.cli.sound import load_conditions, write_sounds
     from scoregen.parallel import Parallel
 
     parallel = Parallel(args.device or "auto")
@@ -97,11 +98,13 @@ def _sample(argv: Sequence[str]) -> int:
     if parallel.is_main:
         print(f"{source.description}\n{describe_sampler(sampler, denoiser)}", flush=True)
     manifest = {**source.manifest, **sampler_manifest(sampler, denoiser, args)}
-    draw = Draw(denoiser, sampler, args.label, args.batch, parallel)
+    conditions = load_conditions(source)
+    draw = Draw(denoiser, sampler, args.label, args.batch, parallel, conditions)
     samples = draw(seeds, ImageDump(out / "images", manifest) if args.png else None)
     if samples is not None:
         manifest |= nearest_training_samples(source.denoiser, samples, parallel.device)
         written = [*write_samples(out, manifest, samples), *write_views(out, draw, seeds, args)]
+        written += write_sounds(out, samples, conditions)
         print(f"wrote {', '.join(str(out / name) for name in written)}")
     parallel.close()
     return DONE

@@ -16,10 +16,10 @@ Split = Literal["train", "test"]
 
 
 class Batch(NamedTuple):
-    """Samples and their class ids."""
+    """Samples and what the model is told of them."""
 
     x: Tensor  # uint8 [B, C, H, W] (images) or float32 [B, *shape]
-    label: Tensor | None  # int64 [B]
+    label: Tensor | None  # class ids int64 [B]; of data with a cond_shape, [B, *cond_shape]
 
 
 class Dataset(Protocol):

@@ -37,7 +37,7 @@ class Moments:
         self.count += len(x)
         self._sum += x.sum((0, 2))
         self._squares += x.square().sum((0, 2))
-        if batch.label is not None:
+        if batch.label is not None and len(self._classes):
             self._classes += batch.label.cpu().bincount(minlength=len(self._classes))
 
     def result(self) -> Stats:

@@ -6,7 +6,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-Cond = Tensor | None  # class ids [B], int64; the null class is num_classes; None is unconditional
+# What a model is told: class ids [B], int64, where num_classes is the null class; None is unconditional.
+# A model with an attribute cond_shape is told tensors [B, *cond_shape] instead, which its data set yields and
+# its network takes; everything between passes them on untouched.
+Cond = Tensor | None
 
 Denoise = Callable[
     ..., Tensor

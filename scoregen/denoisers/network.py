@@ -24,6 +24,7 @@ class NetworkDenoiser(nn.Module):
 
     Args:
         network: F. precond: the coefficients. shape: of one sample. num_classes: 0 is unconditional.
+        cond_shape: of what the network is told of one sample in a class's place; () is a class or nothing.
         precision: of F's matrix products; training and sampling use the same.
 
     Raises UserError on samples of another shape and on networks whose output does not fit.
@@ -38,11 +39,12 @@ class NetworkDenoiser(nn.Module):
         *,
         shape: tuple[int, ...],
         num_classes: int = 0,
+        cond_shape: tuple[int, ...] = (),
         precision: Precision = "fp32",
     ) -> None:
         super().__init__()
         self.network, self.precond, self.precision = network, precond, precision
-        self.shape, self.num_classes = tuple(shape), num_classes
+        self.shape, self.num_classes, self.cond_shape = tuple(shape), num_classes, tuple(cond_shape)
         self.sigma_min, self.sigma_max = precond.sigma_min, precond.sigma_max
         self.codec = codec_of(precond)
 

@@ -9,6 +9,7 @@ from scoregen.networks.energy import EnergyDDPMpp, EnergyMLP
 from scoregen.networks.mlp import MLP
 from scoregen.networks.unet_adm import ADM
 from scoregen.networks.unet_song import DDPMpp, NCSNpp
+from scoregen.networks.wavegrad import WaveGrad
 
 NETWORKS: dict[str, type[Network]] = {
     "ddpmpp": DDPMpp,
@@ -18,6 +19,7 @@ NETWORKS: dict[str, type[Network]] = {
     "energy_mlp": EnergyMLP,
     "energy_ddpmpp": EnergyDDPMpp,
     "diffusers_unet": DiffusersUNet,
+    "wavegrad": WaveGrad,
 }
 
 __all__ = [
@@ -31,4 +33,5 @@ __all__ = [
     "ForeignUNet",
     "NCSNpp",
     "Network",
+    "WaveGrad",
 ]

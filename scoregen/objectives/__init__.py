@@ -1,5 +1,6 @@
 """Training objectives: what `conf/objective` may name."""
 
+from scoregen.objectives.absolute import AbsoluteNoiseLoss
 from scoregen.objectives.classifier import ClassifierLoss
 from scoregen.objectives.denoising import DenoisingLoss, EDMLoss
 from scoregen.objectives.discriminator import DiscriminatorLoss
@@ -23,6 +24,7 @@ OBJECTIVES = {
     "fd_ssm": FiniteDifferenceLoss,
     "implicit": ImplicitLoss,
     "implicit_nonnegative": NonNegativeLoss,
+    "wavegrad": AbsoluteNoiseLoss,
     "classifier": ClassifierLoss,
     "dlsm": LikelihoodScoreLoss,
     "discriminator": DiscriminatorLoss,

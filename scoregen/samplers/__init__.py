@@ -16,6 +16,7 @@ from scoregen.samplers.restart import RestartSampler
 from scoregen.samplers.scheduler_adapter import SchedulerSampler
 from scoregen.samplers.singlestep import DPM2Sampler, DPMpp2SSampler
 from scoregen.samplers.unipc import UniPCSampler
+from scoregen.samplers.wavegrad import WaveGradSampler
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "euler": EulerSampler,
@@ -32,6 +33,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "deis": DEISSampler,
     "ddim": DDIMSampler,
     "euler_ancestral": EulerAncestralSampler,
+    "wavegrad": WaveGradSampler,
     "restart": RestartSampler,
     "predictor_corrector": PredictorCorrectorSampler,
     "exponential": ExponentialSampler,

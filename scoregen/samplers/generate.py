@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from scoregen.data.codec import codec_of
+from scoregen.data.conditions import Conditions
 from scoregen.denoisers.base import Denoiser
 from scoregen.errors import UserError
 from scoregen.images import to_uint8
@@ -20,7 +21,7 @@ class Samples:
 
     x: Tensor  # float32 [B, *shape], images in [-1, 1] up to overshoot
     seeds: tuple[int, ...]
-    labels: Tensor | None  # int64 [B]; None for an unconditional denoiser
+    labels: Tensor | None  # int64 [B]; None for a denoiser without classes
 
     @property
     def images(self) -> Tensor:
@@ -38,6 +39,7 @@ def generate(
     device: torch.device | str,
     labels: int | None = None,
     start: Callable[[Sequence[int], torch.device | str], SampleRng] = SampleRng,
+    conditions: Conditions | None = None,
 ) -> Iterator[Samples]:
     """Draw one sample per seed, in batches; the codes of a model that has a codec are decoded.
 
@@ -49,21 +51,25 @@ def generate(
         device: where to compute.
         labels: the class of all samples; None draws each sample's class uniformly from its own seed.
         start: makes the generators of some seeds; `SobolLatents` gives them a quasi-random first draw.
+        conditions: what a denoiser with a `cond_shape` is told, by seed.
 
     Raises:
-        UserError: for a batch below 1, a class that the denoiser does not know, or samples that are not
-            finite, which as images would pass for black ones.
+        UserError: for a batch below 1, a class that the denoiser does not know, missing conditions, or
+            samples that are not finite, which as images would pass for black ones.
     """
     if batch < 1:
         raise UserError(f"batch={batch}: at least 1 sample at a time")
     _check_class(denoiser, labels)
+    if getattr(denoiser, "cond_shape", ()) and conditions is None:
+        raise UserError("this model is told more than a class: give `conditions`, as sample.py does")
     for first in range(0, len(seeds), batch):
         rng = start(seeds[first : first + batch], device)
         noise = rng.randn(*denoiser.shape)
-        cond = _draw_classes(denoiser, rng, labels)
+        classes = _draw_classes(denoiser, rng, labels)
+        cond = classes if conditions is None else conditions(rng.seeds).to(device)
         x = codec_of(denoiser).decode(sampler(denoiser, noise, cond, rng).float())
         _check_finite(x, rng.seeds)
-        yield Samples(x, rng.seeds, cond)
+        yield Samples(x, rng.seeds, classes)
 
 
 def _draw_classes(denoiser: Denoiser, rng: SampleRng, label: int | None) -> Tensor | None:

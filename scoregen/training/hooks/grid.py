@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from scoregen.data.conditions import conditions_of
 from scoregen.images import picture, save_png
 from scoregen.ranges import PositiveInt
 from scoregen.samplers.generate import generate
@@ -39,7 +40,10 @@ class GridHook(Hook):
             return
         seeds, device = range(self.count), trainer.parallel.device
         with trainer.averaged_denoiser() as denoiser:
-            drawn = list(generate(denoiser, trainer.sampler, seeds, batch=self.batch, device=device))
+            told = conditions_of(trainer.heldout or trainer.stream.dataset)
+            drawn = list(
+                generate(denoiser, trainer.sampler, seeds, batch=self.batch, device=device, conditions=told)
+            )
         image = picture(torch.cat([samples.x for samples in drawn]).cpu(), self.columns)
         save_png(image, trainer.run_dir / "samples" / f"{trainer.nimg:012d}.png")
         trainer.log_image("samples", image)

@@ -4,7 +4,7 @@ import gzip
 import hashlib
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -96,10 +96,11 @@ def load_idx(
     Raises UserError if files are missing, damaged or those of another set.
     """
     known = PUBLISHED[name]
-    images, image_hash = _read(known, f"{PREFIX[split]}-images", "idx3", root)
-    labels, label_hash = _read(known, f"{PREFIX[split]}-labels", "idx1", root)
+    wanted = replace(known.wanted, title=f"{known.wanted.title} ({split})")
+    images, image_hash = _read(wanted, f"{PREFIX[split]}-images", "idx3", root)
+    labels, label_hash = _read(wanted, f"{PREFIX[split]}-labels", "idx1", root)
     verify_content(
-        f"{known.wanted.title} ({split})",
+        wanted.title,
         f"{image_hash} {label_hash}",
         known.sha256.get(split),
         complete=len(images) == SIZES[split],
@@ -111,9 +112,9 @@ def load_idx(
     return ArrayDataset(name, x, label, class_names=known.class_names)
 
 
-def _read(known: _Published, stem: str, kind: str, root: str | None) -> tuple[np.ndarray, str]:
+def _read(wanted: Wanted, stem: str, kind: str, root: str | None) -> tuple[np.ndarray, str]:
     names = [f"{stem}{sep}{kind}-ubyte{end}" for sep in "-." for end in ("", ".gz")]
-    path = find(known.wanted, names, root)
+    path = find(wanted, names, root)
     raw = _unpack(path)
     return read_idx(raw, str(path), int(kind[-1])), hashlib.sha256(raw).hexdigest()
 

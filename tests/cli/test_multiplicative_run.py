@@ -81,7 +81,7 @@ def test_a_run_is_sampled_and_scored_in_images(form: list[str], call: Run, tmp_p
             "logarithms of positive data: choose precond=log, or precond=hyvarinen",
         ),
         (["objective.sigma_max=3"], "objective.sigma_max=3: .* precond.sigma_max=0.8 down"),
-        (["data=kmnist", "data.root=."], "KMNIST was not found(.|\n)*train-images"),
+        (["data=kmnist", "data.root=."], r"KMNIST \(train\) was not found(.|\n)*train-images"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

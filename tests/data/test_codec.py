@@ -7,8 +7,10 @@ from scoregen.data.base import ArrayDataset, to_model_range
 from scoregen.data.codec import IDENTITY, Encoded, LogCodec, codec_of, encoded
 from scoregen.data.digits import load_digits
 from scoregen.data.stream import Stream
+from scoregen.denoisers.classifier import NetworkClassifier
 from scoregen.denoisers.gaussian import GaussianDenoiser
-from scoregen.denoisers.guidance import ClassifierFreeGuidance
+from scoregen.denoisers.guidance import ClassifierFreeGuidance, ClassifierGuidance
+from scoregen.diffusion.precond import EDMPrecond
 from scoregen.errors import UserError
 from scoregen.images import to_uint8
 
@@ -43,6 +45,15 @@ def test_guidance_passes_the_codec_on_and_a_model_without_one_has_the_identity()
     assert codec_of(model) is IDENTITY
     model.num_classes, model.codec = 2, LogCodec()
     assert codec_of(ClassifierFreeGuidance(model, 2.0)) == LogCodec()
+
+
+def test_a_judge_of_images_does_not_guide_a_model_of_logarithms() -> None:
+    model = GaussianDenoiser(torch.zeros(1, 2, 2), torch.tensor(1.0))
+    judge = NetworkClassifier(torch.nn.Identity(), EDMPrecond(), shape=(1, 2, 2), num_classes=3)
+    ClassifierGuidance(model, judge, 1.0)
+    model.codec = LogCodec()
+    with pytest.raises(UserError, match=r"the classifier looks at Identity\(\), the model draws LogCodec"):
+        ClassifierGuidance(model, judge, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
+from scoregen.data.codec import codec_of
 from scoregen.export.construct import construct
 from scoregen.images import to_uint8
 from scoregen.rng import SampleRng
@@ -56,7 +57,8 @@ class DenoiserPipeline(DiffusionPipeline):
         if num_inference_steps is not None:
             sampler = replace(sampler, steps=num_inference_steps)
         start = drawn if noise is None else noise.to(drawn)
-        images = _as(output_type, sampler(model, start, cond, rng).float())
+        x = codec_of(model).decode(sampler(model, start, cond, rng).float())
+        images = _as(output_type, x)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
 

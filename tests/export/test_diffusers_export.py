@@ -42,6 +42,7 @@ RUNS = {
         "precond=vp",
     ),
     "one_step": ("sampler=one_step", "sampler.grid.sigma_max=1.0", "precision=bf16"),
+    "logarithms": ("precond=log", "sampler=euler", "sampler.steps=4"),
     "stochastic": ("sampler=dpmpp_2m_sde", "sampler.steps=4"),
 }
 

@@ -14,7 +14,7 @@ from scoregen.denoisers.moments import Gaussian, pooled
 from scoregen.ranges import Fraction, Positive, PositiveInt
 from scoregen.rng import Rng
 from scoregen.samplers.base import Sampler, Step, denoiser_for_step, draw_like, level_tensor
-from scoregen.samplers.teleport import load_on
+from scoregen.samplers.teleport import check_moments, load_on
 
 FAR = 1e4  # a noise level beside which data do not show
 LOG_FLOOR = log(1e-6)  # of values that a step has made negative
@@ -39,6 +39,7 @@ class MultiplicativeSampler(Sampler):
         repeats: steps at each level.
         step_scale: of delta; published runs use 0.11 to 1.5 with 1 to 6 repeats.
 
+    Raises UserError for moments of other samples.
     Source: Shetty, Prasath and Seelamantula, Dale meets Langevin: A Multiplicative Denoising Diffusion Model,
     2025, arXiv 2510.02730 (its code). The whole covariance is ours.
     """
@@ -65,6 +66,7 @@ class MultiplicativeSampler(Sampler):
             return super().iterate(denoiser, noise, cond, rng)
         sigmas, gaussian = self.sigmas(denoiser), self.moments
         gaussian = load_on(gaussian, noise.device) if isinstance(gaussian, str) else gaussian
+        check_moments(gaussian, denoiser)
         gaussian = pooled(gaussian) if self.prior == "channel" else gaussian
         x = noise.to(getattr(torch, self.state_dtype)) * FAR
         x = gaussian.flow(x, x.new_tensor(FAR), x.new_tensor(sigmas[0]), cond)

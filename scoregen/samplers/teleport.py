@@ -156,12 +156,17 @@ class TeleportSampler(Sampler):
                 "scoregen.denoisers.moments.cached_gaussian writes"
             )
         gaussian = load_on(self.moments, device) if isinstance(self.moments, str) else self.moments
-        if tuple(gaussian.shape) != tuple(denoiser.shape):
-            raise UserError(
-                f"teleport: the moments are of samples of shape {tuple(gaussian.shape)}, the model's have "
-                f"shape {tuple(denoiser.shape)}"
-            )
+        check_moments(gaussian, denoiser)
         return gaussian
+
+
+def check_moments(gaussian: Flow, denoiser: Denoiser) -> None:
+    """UserError for moments of other samples than the model's."""
+    if tuple(gaussian.shape) != tuple(denoiser.shape):
+        raise UserError(
+            f"the moments are of samples of shape {tuple(gaussian.shape)}, the model's have shape "
+            f"{tuple(denoiser.shape)}"
+        )
 
 
 @lru_cache(maxsize=4)

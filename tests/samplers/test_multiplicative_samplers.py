@@ -14,6 +14,7 @@ from scoregen.denoisers.base import Cond
 from scoregen.denoisers.gaussian import GaussianDenoiser
 from scoregen.denoisers.moments import measure_gaussian, pooled
 from scoregen.diffusion.grids import BrownianGrid
+from scoregen.errors import UserError
 from scoregen.rng import BatchRng, SampleRng, generator
 from scoregen.samplers import SAMPLERS
 from scoregen.samplers.edm import HeunSampler
@@ -185,6 +186,12 @@ def test_moments_are_kept_apart_from_those_of_other_spaces(tmp_path: Path) -> No
     plain = GaussianDenoiser(torch.zeros(1, 8, 8), torch.tensor(1.0))
     files = {fit_sampler(MultiplicativeSampler(), m, load_digits, tmp_path).moments for m in (model, plain)}
     assert len(files) == 2
+    small = GaussianDenoiser(torch.zeros(1, 2, 2), torch.tensor(1.0))
+    for sampler in (MultiplicativeSampler, TeleportSampler):
+        with pytest.raises(
+            UserError, match=r"samples of shape \(1, 8, 8\), the model's have shape \(1, 2, 2\)"
+        ):
+            sampler(moments=files.pop())(small, torch.zeros(1, 1, 2, 2))
 
 
 def test_a_start_from_noise_alone_is_warned_of_where_data_show(recwarn: pytest.WarningsRecorder) -> None:

@@ -1,7 +1,7 @@
 """The exact denoiser of Gaussian data, and the exact solution of its probability flow."""
 
 from collections.abc import Callable, Iterator, Sequence
-from math import inf, prod
+from math import inf, log, pi, prod
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,14 @@ class GaussianDenoiser(nn.Module):
         diagonal = self.tail + self.eigenvectors.square() @ (self.variances - self.tail)
         return diagonal.clamp(min=0).view(self.shape)
 
+    def log_density(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
+        """log N(x; mu, Sigma + sigma^2 I) of x [B, *shape] in nats, [B]; sigma > 0 is [] or [B]."""
+        noise = expand(sigma, x.flatten(1)).to(self._dtype(x)).square()
+        white = self._scaled(x, lambda variance: (variance + noise).rsqrt()) - self.mean
+        rest = x[0].numel() - self.variances.numel()
+        logs = (self.variances + noise).log().sum(1) + rest * (self.tail + noise[:, 0]).log()
+        return -(white.flatten(1).square().sum(1) + logs + x[0].numel() * log(2 * pi)) / 2
+
     def _dtype(self, x: Tensor) -> torch.dtype:
         return torch.promote_types(x.dtype, self.mean.dtype)
 
@@ -145,6 +153,13 @@ class ClassGaussianDenoiser(nn.Module):
         sigma, sigma_next, out = sigma.expand(len(x)), sigma_next.expand(len(x)), torch.empty_like(x)
         for member, rows in self._members(x, cond):
             out[rows] = member.flow(x[rows], sigma[rows], sigma_next[rows])
+        return out
+
+    def log_density(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
+        """log p(x; sigma) within each class, of x [B, *shape] in nats, [B]; sigma > 0 is [] or [B]."""
+        sigma, out = sigma.expand(len(x)), x.new_empty(len(x))
+        for member, rows in self._members(x, cond):
+            out[rows] = member.log_density(x[rows], sigma[rows]).to(out)
         return out
 
     def _members(self, x: Tensor, cond: Cond) -> Iterator[tuple[GaussianDenoiser, Tensor]]:

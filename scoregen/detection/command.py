@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -119,4 +119,14 @@ def check_sets(names: Sequence[str]) -> None:
         if name not in known and not Path(name).exists():
             raise UserError(
                 f"{name}: no such file or folder, and no set of that name; known: {', '.join(known)}"
+            )
+
+
+def check_same_model(given: Mapping[str, Any], fitted: Mapping[str, Any]) -> None:
+    """UserError where a detector was fitted with another model, whose scores mean something else."""
+    for key in ("weights_sha256", "data_sha256"):
+        if given.get(key) != fitted.get(key):
+            raise UserError(
+                f"the detector was fitted with {dict(fitted)}, not with {dict(given)}; give that model, "
+                "or fit again"
             )

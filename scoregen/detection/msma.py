@@ -20,6 +20,7 @@ from scoregen.denoisers.base import Cond, Denoise, as_sigma
 from scoregen.detection.base import Detector
 from scoregen.detection.command import (
     add_model_flags,
+    check_same_model,
     check_sets,
     choose_model,
     draw_images,
@@ -197,7 +198,7 @@ def _score(args: argparse.Namespace) -> None:
     if not (args.run or args.gaussian):
         args.run, args.gaussian = model.get("run"), model.get("gaussian")
     source = choose_model(args.run, args.gaussian, device)
-    _check_same_model(source.manifest, model)
+    check_same_model(source.manifest, model)
     print(source.description, flush=True)
     shape = tuple(source.denoiser.shape)
     images = {"held-out": draw_images(held_out(source), args.num)}
@@ -221,16 +222,6 @@ def _separations(scores: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[s
         name: {kind: separate(scores[inliers][kind], score) for kind, score in scores[name].items()}
         for name in others
     }
-
-
-def _check_same_model(given: Mapping[str, Any], fitted: Mapping[str, Any]) -> None:
-    """The features of another model mean something else."""
-    for key in ("weights_sha256", "data_sha256"):
-        if given.get(key) != fitted.get(key):
-            raise UserError(
-                f"the detectors were fitted with {fitted}, not with {dict(given)}; give that model, or fit "
-                "again"
-            )
 
 
 if __name__ == "__main__":

@@ -65,15 +65,33 @@ class TrainingSet:
 
     def __call__(self, samples: Tensor) -> Copies:
         """Compare samples [n, ...] of the same space, n > 0: floats in the model's range, or features."""
+        return self.judge(self.place(samples))
+
+    def place(self, samples: Tensor) -> Tensor:
+        """Where each sample lies, by itself: [n, 6] float64, rows that processes may share out.
+
+        The distances to the nearest two training samples, the index of the nearest, its distance to its own
+        nearest, and the cell and the distance that C_T takes.
+        """
         near = _nearest(self.rows, samples.flatten(1).float(), self.count, 2)
-        first, second = near.squares.sqrt().unbind(1)
         own = self._own_distance(near.indices[:, 0])
+        columns = [near.squares.sqrt(), near.indices[:, :1].double(), own[:, None]]
+        if self.cells is None:
+            columns.append(own.new_zeros(len(samples), 2))
+        else:
+            cell, distance = self.cells.place(samples)
+            columns += [cell[:, None].double(), distance[:, None]]
+        return torch.cat(columns, 1)
+
+    def judge(self, places: Tensor) -> Copies:
+        """What the places [n, 6] of all samples say."""
+        first, second, index, own, cell, distance = places.unbind(1)
         return Copies(
             ratio=float((first <= RATIO * second).double().mean()),
             authentic=float((first > own).double().mean()),
-            c_t=None if self.cells is None else self.cells(samples),
+            c_t=None if self.cells is None else self.cells.statistic(cell, distance),
             distances=first,
-            indices=near.indices[:, 0],
+            indices=index.long(),
         )
 
     @cached_property
@@ -103,11 +121,16 @@ class Cells:
         points = (flat - self.mean) @ self.axes
         self.rows, self.count = as_rows(points), len(points)
         self.centres = k_means(points, CELLS, seed=seed)
-        self.reference = self._place(_in_range(held_out))
+        self.reference = self.place(held_out)
 
-    def __call__(self, samples: Tensor) -> float:
-        """C_T of samples [n, ...]; NaN where no cell has enough of both kinds."""
-        cell, distance = self._place(_in_range(samples))
+    def place(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """The cells [n] of samples [n, ...] and their distances [n] to the training set."""
+        points = (_in_range(samples) - self.mean) @ self.axes
+        near = _nearest(self.rows, points, self.count, 1)
+        return torch.cdist(points, self.centres).argmin(1), near.squares[:, 0].sqrt()
+
+    def statistic(self, cell: Tensor, distance: Tensor) -> float:
+        """C_T of samples in these cells [n] at these distances [n]; NaN where all cells have too few."""
         cell_held, distance_held = self.reference
         total = weight = 0.0
         for k in range(CELLS):
@@ -116,12 +139,6 @@ class Cells:
                 total += len(theirs) * rank_test(theirs, ours)
                 weight += len(theirs)
         return total / weight if weight else float("nan")
-
-    def _place(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        """The cells [n] of rows [n, d] and their distances [n] to the training set."""
-        points = (flat - self.mean) @ self.axes
-        near = _nearest(self.rows, points, self.count, 1)
-        return torch.cdist(points, self.centres).argmin(1), near.squares[:, 0].sqrt()
 
 
 def rank_test(reference: Tensor, values: Tensor) -> float:

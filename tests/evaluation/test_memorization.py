@@ -70,7 +70,9 @@ def test_of_one_distribution_the_rank_score_is_standard_normal() -> None:
     """C_T of fresh draws over 40 trials, whose mean of three cells has less than unit variance."""
     train = normal(300, 4, key="train")
     cells = Cells(train, normal(300, 4, key="held out"))
-    scores = torch.tensor([cells(normal(300, 4, key=f"trial {i}")) for i in range(40)])
+    scores = torch.tensor(
+        [cells.statistic(*cells.place(normal(300, 4, key=f"trial {i}"))) for i in range(40)]
+    )
     assert 0.3 < float(scores.std()) < 1.2
     assert abs(float(scores.mean())) < 2.5
 
@@ -93,8 +95,9 @@ def test_the_rank_score_is_that_of_mann_and_whitney() -> None:
 
 
 def test_too_few_samples_in_every_cell_give_no_number(digits: TrainingSet) -> None:
-    assert digits.cells is not None
-    assert isnan(digits.cells(to_model_range(load_digits(split="test").x[:19])))
+    c_t = digits(to_model_range(load_digits(split="test").x[:19])).c_t
+    assert c_t is not None
+    assert isnan(c_t)
 
 
 def test_centres_are_the_means_of_their_cells() -> None:
@@ -133,3 +136,11 @@ def test_the_picture_shows_the_closest_pairs_one_above_the_other() -> None:
 def test_a_training_set_of_two_is_refused() -> None:
     with pytest.raises(UserError, match="2 training samples"):
         TrainingSet(normal(2, 3))
+
+
+def test_places_of_samples_are_their_own(digits: TrainingSet) -> None:
+    """Processes may share the samples out and put the rows together again."""
+    x = to_model_range(load_digits(split="test").x)
+    whole, parts = digits.place(x), torch.cat([digits.place(part) for part in x.split(50)])
+    torch.testing.assert_close(whole, parts, rtol=0, atol=1e-5)
+    assert digits.judge(parts).authentic == digits(x).authentic

@@ -29,6 +29,7 @@ from scoregen.evaluation.reference import batches
 from scoregen.evaluation.result import Result
 from scoregen.parallel import Parallel
 from scoregen.rng import SampleRng, generator
+from scoregen.samplers.generate import generate
 from scoregen.sobol import SobolLatents
 from scoregen.training.hooks.evaluate import REFERENCES
 
@@ -48,6 +49,7 @@ class Candidate:
         num: images each time.
         judge: the results of the k-th time.
         examine: that of a metric of the model itself; UserError where there is no model.
+        report: writes the report of the run; UserError where there is no run.
         data: the real images to compare with where none are named; None says that there are none.
         folder: where results go.
         cache: where statistics of real images are kept.
@@ -58,6 +60,7 @@ class Candidate:
     num: int
     judge: Callable[[Evaluator, int], dict[str, Result]]
     examine: Callable[[Examine, int], Result]
+    report: Callable[[], Path]
     data: "Callable[[], Dataset | None]"
     folder: Path
     cache: Path | None
@@ -95,8 +98,21 @@ def _model(args: argparse.Namespace, metrics: list[str], parallel: Parallel) -> 
         def data(split: str) -> "Dataset":
             return build_data(source.cfg, split)
 
+        def draw() -> Iterator[Tensor]:
+            mine = range(seed, seed + num)[parallel.rank :: parallel.world]
+            drawn = generate(
+                denoiser, sampler, mine, batch=args.batch, device=parallel.device, labels=args.label
+            )
+            return (samples.images for samples in drawn)
+
         seed = args.seed + k * num
-        return examination(Subject(denoiser, data, num, args.batch, seed, parallel.device, parallel))
+        return examination(Subject(denoiser, data, draw, num, args.batch, seed, parallel.device, parallel))
+
+    def report() -> Path:
+        from scoregen.report.run import write_report
+
+        how = describe_sampler(sampler, denoiser)
+        return write_report(source, sampler, how, batch=args.batch, device=parallel.device)
 
     manifest = {
         "seeds": f"{args.seed}-{args.seed + num * args.repeats - 1}",
@@ -107,7 +123,7 @@ def _model(args: argparse.Namespace, metrics: list[str], parallel: Parallel) -> 
     work = f"{args.repeats} x {num:,} images: {args.repeats * num * cost:,} evaluations"
     described = f"{source.description}\n{describe_sampler(sampler, denoiser)}\n{work}"
     folder = source.run_dir or Path()
-    return Candidate(described, manifest, num, judge, examine, source.data, folder, source.cache)
+    return Candidate(described, manifest, num, judge, examine, report, source.data, folder, source.cache)
 
 
 def refuse_extrapolation(metrics: list[str]) -> None:
@@ -141,8 +157,11 @@ def _images(args: argparse.Namespace, parallel: Parallel) -> Candidate:
     def examine(examination: Examine, k: int) -> Result:
         raise UserError(f"{args.metrics} asks for more than images: it examines a model, give --run")
 
+    def report() -> Path:
+        raise UserError("--report is of a run folder: give one with --run")
+
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "scoregen" / REFERENCES
-    return Candidate(described, manifest, num, judge, examine, lambda: None, Path(), cache)
+    return Candidate(described, manifest, num, judge, examine, report, lambda: None, Path(), cache)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ examples:
   python evaluate.py --images FOLDER_ZIP_OR_NPZ --reference cifar10 --metrics fid
   python evaluate.py --compare cifar10:test cifar10:train --metrics fid
   python evaluate.py --compare runs/a/metrics.json runs/b/metrics.json       may these be compared?
+  python evaluate.py --run runs/x --report                  runs/x/report.html, with what is measured already
   torchrun --nproc_per_node 8 -- evaluate.py --run runs/cifar_edm --metrics fid      (mind the --)
 
 prints a table and adds to metrics.json of the run, each value with its n, extractor and reference hashes,
@@ -45,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_sampler_flags(parser)
-    parser.add_argument("--metrics", default=DEFAULT_METRICS, metavar="NAMES", help="comma-separated")
+    parser.add_argument("--metrics", metavar="NAMES", help=f"comma-separated (default {DEFAULT_METRICS})")
     parser.add_argument("--num", type=int, help="images for each repeat (default 50,000, or all of --images)")
     parser.add_argument("--repeats", type=int, default=1, help="times, with seeds that follow on (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed (default 0)")
@@ -64,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         "--weights", metavar="NAME=PATH", action="append", default=[], help="of an extractor: inception, ..."
     )
     parser.add_argument("--cache", metavar="DIR", type=Path, help="where statistics of real images are kept")
+    parser.add_argument(
+        "--report", action="store_true", help="write the run's report.html; default no metrics"
+    )
     parser.add_argument("--out", metavar="FILE", help="the results (default: metrics.json in the run folder)")
     return parser
 
@@ -101,8 +105,11 @@ def _judge(args: argparse.Namespace) -> int:
     from scoregen.evaluation.metrics import METRICS, check_metrics
     from scoregen.parallel import Parallel
 
-    metrics = args.metrics.split(",")
-    check_metrics(metrics, [*METRICS, *EXAMINATIONS])
+    if args.metrics is None and not args.report:
+        args.metrics = DEFAULT_METRICS
+    metrics = args.metrics.split(",") if args.metrics is not None else []
+    if args.metrics is not None:
+        check_metrics(metrics, [*METRICS, *EXAMINATIONS])
     weights = _weights(args)
     parallel = Parallel(args.device or "auto")
     candidate = choose_candidate(args, metrics, parallel)
@@ -111,12 +118,14 @@ def _judge(args: argparse.Namespace) -> int:
     read_records(out)
     if parallel.is_main:
         print(candidate.description, flush=True)
-    repeats = _measure(args, metrics, candidate, weights, parallel)
-    if parallel.is_main:
+    repeats = _measure(args, metrics, candidate, weights, parallel) if metrics else []
+    if parallel.is_main and metrics:
         records = make_records(repeats, candidate.manifest)
         print_records(records)
         add_records(out, records)
         print(f"wrote {out}")
+    if parallel.is_main and args.report:
+        print(f"wrote {candidate.report()}")
     parallel.close()
     return DONE
 

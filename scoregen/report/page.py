@@ -94,7 +94,7 @@ def _metrics(records: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for record in records:
         values = record.get("values") or [record["value"]]
-        spread = record.get("spread")
+        spread = record.get("repeats_spread", record.get("spread"))
         numbers = [
             f"{record['value']:.5g}",
             f"{min(values):.5g}",

@@ -11,6 +11,7 @@ from scoregen import config
 from scoregen.data.base import Dataset
 from scoregen.denoisers.base import Denoiser
 from scoregen.errors import UserError
+from scoregen.evaluation.copies import LARGEST
 from scoregen.evaluation.memorization import TrainingSet, closest_pairs
 from scoregen.images import picture, to_png
 from scoregen.report.page import Content, Picture, render
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 REPORT = "report.html"
 DRAWN, PAIRS = 64, 8
-LARGEST = 50_000  # training images that samples are compared with
 
 
 def write_report(

@@ -103,6 +103,12 @@ def test_the_kernel_is_the_formula_with_its_parameters() -> None:
         )
 
 
+def test_the_discrepancy_is_the_mean_over_pairs_of_different_samples() -> None:
+    xx, yy, xy = normal(3, 6, 6, key="matrices")
+    pairs = [xx[i, j] + yy[i, j] - xy[i, j] - xy[j, i] for i in range(6) for j in range(6) if i != j]
+    assert float(discrepancy(xx, yy, xy)[0]) == pytest.approx(float(torch.stack(pairs).mean()), abs=1e-12)
+
+
 def test_of_one_distribution_the_discrepancy_is_zero_in_the_mean() -> None:
     z = normal(400, 20, 1, 2, 2)
     kernel = kernel_of(z[0])

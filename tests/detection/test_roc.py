@@ -30,7 +30,7 @@ def test_two_gaussians_have_the_closed_forms() -> None:
     expected = unit.cdf(at).tolist()
     assert [got.auroc, got.fpr95, got.error] == pytest.approx(expected, abs=1e-3)
     threshold = unit.icdf(torch.tensor([0.99, 0.95, 0.9], dtype=torch.float64))
-    assert got.tpr == pytest.approx(unit.cdf(shift - threshold).tolist(), abs=1e-3)
+    assert got.tpr == pytest.approx(unit.cdf(shift - threshold).tolist(), abs=2e-3)
 
 
 def test_separable_scores_are_perfect_at_any_scale() -> None:

@@ -4,6 +4,7 @@ from scoregen.samplers.adams import DEISSampler, LMSSampler
 from scoregen.samplers.ancestral import DDIMSampler, EulerAncestralSampler
 from scoregen.samplers.base import Sampler
 from scoregen.samplers.boosted import BoostedHeunSampler
+from scoregen.samplers.consistency import ConsistencySampler
 from scoregen.samplers.dpm_v3 import DPMv3Sampler
 from scoregen.samplers.edm import EulerSampler, HeunSampler
 from scoregen.samplers.exponential import ExponentialSampler
@@ -41,5 +42,6 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "multiplicative": MultiplicativeSampler,
     "multiplicative_unconstrained": UnconstrainedMultiplicativeSampler,
     "one_step": OneStepSampler,
+    "consistency": ConsistencySampler,
     "scheduler": SchedulerSampler,
 }

@@ -2,20 +2,23 @@
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from math import sqrt
+from math import prod, sqrt
 
 import pytest
 import torch
 from torch import Tensor
 
 from scoregen.data.base import ArrayDataset
+from scoregen.denoisers.base import Cond
 from scoregen.denoisers.gaussian import GaussianDenoiser
 from scoregen.denoisers.mixture import GaussianMixtureDenoiser
+from scoregen.diffusion.grids import KarrasGrid
 from scoregen.errors import UserError
 from scoregen.rng import BatchRng, SampleRng, generator
 from scoregen.samplers import SAMPLERS
 from scoregen.samplers.ancestral import DDIMSampler, EulerAncestralSampler
 from scoregen.samplers.base import Sampler
+from scoregen.samplers.consistency import ConsistencySampler
 from scoregen.samplers.exponential import ExponentialSampler
 from scoregen.samplers.generate import generate
 from scoregen.samplers.langevin import LangevinSampler
@@ -147,6 +150,26 @@ def test_impossible_segments_are_refused(arguments: dict, message: str) -> None:
         RestartSampler(18, **arguments)(
             GaussianDenoiser(torch.zeros(2), torch.tensor(V)), torch.ones(1, 2), rng=BatchRng("no", size=1)
         )
+
+
+class GaussianConsistency:
+    """The end of the probability flow of N(0, V): x sqrt(V / (V + sigma^2))."""
+
+    shape, sigma_min, sigma_max, num_classes = (256,), 0.0, 80.0, 0
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
+        return x * (V / (V + sigma**2)).sqrt()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_an_exact_consistency_model_keeps_the_law_of_the_data_through_every_jump(steps: int) -> None:
+    sampler, model = ConsistencySampler(steps, KarrasGrid(0.821)), GaussianConsistency()
+    noise = torch.randn(400, 256, generator=generator("noise"))
+    samples = sampler(model, noise, rng=BatchRng("jumps", size=400))
+    assert float(samples.var()) == pytest.approx(V, rel=3 * sqrt(2 / 400 / 256))
+    kept = prod((V / (V + sigma**2)) ** 0.5 for sigma in sampler.sigmas(model)[1:-1])
+    correlation = float((samples * OneStepSampler()(model, noise)).mean()) / V
+    assert correlation == pytest.approx(kept, abs=0.02)
 
 
 def test_one_step_is_one_evaluation_at_the_level_of_the_student(mixture: GaussianMixtureDenoiser) -> None:

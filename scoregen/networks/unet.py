@@ -97,9 +97,6 @@ class UNet(Network, ABC):
     ) -> Tensor:
         self.check(x, noise_labels, cond, augment_labels)
         emb = self.embed(noise_labels, self.one_hot(cond, x), augment_labels)
-        if x.device.type == "cpu" or torch.compiler.is_compiling():
-            # The layout that convolutions are fast in. On GPUs the norms keep it only when compiled.
-            x = x.contiguous(memory_format=torch.channels_last)
         return self.head(self.decode(self.encode(x, emb), emb))
 
     @property
@@ -121,6 +118,9 @@ class UNet(Network, ABC):
 
     def encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
         """The features that the decoder takes, first to last."""
+        if x.device.type == "cpu" or torch.compiler.is_compiling():
+            # The layout that convolutions are fast in. On GPUs the norms keep it only when compiled.
+            x = x.contiguous(memory_format=torch.channels_last)
         image, skips = x, []
         for size in self.sizes:
             if size == self.sizes[0]:

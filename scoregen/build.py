@@ -1,10 +1,10 @@
 """From a validated configuration to objects: the one place that knows which group needs what from another."""
 
-import json
 import logging
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -14,12 +14,14 @@ from scoregen.data.augment import Augment
 from scoregen.data.base import Dataset
 from scoregen.data.codec import IDENTITY, LogCodec, encoded
 from scoregen.data.stats import measure
-from scoregen.data.stream import Stream
+from scoregen.data.stream import LabelStream, Stream
 from scoregen.denoisers.classifier import NetworkClassifier
-from scoregen.denoisers.hyvarinen import HyvarinenDenoiser
 from scoregen.denoisers.network import NetworkDenoiser
-from scoregen.diffusion.precond import HyvarinenPrecond
+from scoregen.distillers.base import Distiller
+from scoregen.distillers.build import build_distiller
+from scoregen.distillers.teacher import follow_teacher
 from scoregen.errors import UserError
+from scoregen.model import ModelSpec, build_denoiser
 from scoregen.networks.energy import EnergyNetwork
 from scoregen.objectives.base import Objective
 from scoregen.objectives.discriminator import DiscriminatorLoss
@@ -34,6 +36,7 @@ from scoregen.training.hooks import EvaluateHook, GridHook, HeldoutHook, Hook
 from scoregen.training.hooks.evaluate import REFERENCES
 from scoregen.training.lock import FolderLock
 from scoregen.training.loggers import JSONLLogger, Logger
+from scoregen.training.options import TrainerOptions
 from scoregen.training.phases import Method
 from scoregen.training.role import Role
 from scoregen.training.step import TrainStep
@@ -47,79 +50,65 @@ STATS_LIMIT = 10_000  # samples that sigma_data is measured on
 SIGMA_DATA_TOLERANCE = 0.25  # relative; beyond it a warning tells the measured value
 
 
-@dataclass(frozen=True)
-class ModelSpec:
-    """What a network is built for beyond its configuration; kept in the metadata of its weights."""
-
-    shape: tuple[int, ...]
-    num_classes: int = 0
-    augment_dim: int = 0
-    cond_shape: tuple[int, ...] = ()  # of what it is told of one sample, other than a class
-
-    @classmethod
-    def of(cls, data: Dataset, augment: Augment) -> Self:
-        """For samples and classes of `data`, told about what `augment` does."""
-        shape, told = tuple(data.shape), tuple(getattr(data, "cond_shape", ()))
-        return cls(shape, data.num_classes, augment.label_dim, told)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote."""
-        fields = json.loads(text)
-        shapes = {key: tuple(value) for key, value in fields.items() if key.endswith("shape")}
-        return cls(**{**fields, **shapes})
-
-    def to_json(self) -> str:
-        """As text for metadata."""
-        return json.dumps(asdict(self))
-
-
 def build_data(cfg: DictConfig, split: str) -> Dataset:
     """The data set of a configuration; a UserError says what is missing or damaged."""
     data: Dataset = config.instantiate(cfg.data, split=split)
     return data
 
 
-def build_denoiser(cfg: DictConfig, spec: ModelSpec) -> NetworkDenoiser:
-    """The network denoiser of a configuration, its weights drawn from the run's seed."""
-    if len(spec.shape) == 3 and spec.shape[1] != spec.shape[2]:
-        raise UserError(
-            f"the images have {spec.shape[1]} x {spec.shape[2]} pixels, networks take square ones: make them "
-            "so with python -m scoregen.data.prepare SRC --out OUT.zip --crop center --resolution N"
-        )
-    precond = config.instantiate(cfg.precond)
-    channels = spec.shape[0]
+class Built(NamedTuple):
+    """A method on its device, what its model is built for, and where its batches come from."""
+
+    method: Method
+    spec: ModelSpec
+    stream: Stream | LabelStream
+    inputs: dict[str, str]  # fingerprints of what a resumed run must find unchanged
+
+
+def build_method(cfg: DictConfig, data: Callable[[], Dataset], device: torch.device) -> Built:
+    """The distiller of a configuration where it has one, else its objective; reads data that are needed."""
+    augment = config.instantiate(cfg.augment)
+    if cfg.get("distiller") is None:
+        spec = ModelSpec.of(data(), augment)
+        step = build_step(cfg, spec, augment).to(device)
+        return Built(step, spec, *_real_data(cfg, data(), step.denoiser, device, {}))
+    objective = build_objective(cfg)
+    distiller, spec, inputs = build_distiller(cfg, data, augment, objective, device)
+    _check_pair(objective, distiller.denoiser, augment)
+    if not distiller.needs_data:
+        stream = LabelStream(spec.num_classes, seed=cfg.seed, device=device, dataset=data)
+        return Built(distiller, spec, stream, inputs)
+    return Built(distiller, spec, *_real_data(cfg, data(), distiller.denoiser, device, inputs))
+
+
+def build_objective(cfg: DictConfig) -> Objective:
+    """The objective of a configuration, its own weights drawn from the run's seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(cfg.seed, "weights"))
-        network = config.instantiate(
-            cfg.network,
-            resolution=spec.shape[-1],
-            channels=channels,
-            out_channels=channels * precond.channel_factor,
-            num_classes=spec.num_classes,
-            augment_dim=spec.augment_dim,
-        )
-    learned = HyvarinenDenoiser if isinstance(precond, HyvarinenPrecond) else NetworkDenoiser
-    wrap = learned if network.role == "denoiser" else NetworkClassifier
-    return wrap(
-        network,
-        precond,
-        shape=spec.shape,
-        num_classes=spec.num_classes,
-        cond_shape=spec.cond_shape,
-        precision=cfg.precision,
-    )
+        torch.manual_seed(derive_seed(cfg.seed, "objective"))
+        objective: Objective = config.instantiate(cfg.objective)
+    return objective
 
 
 def build_step(cfg: DictConfig, spec: ModelSpec, augment: Augment) -> TrainStep:
-    """The training step of a configuration."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(cfg.seed, "objective"))
-        objective = config.instantiate(cfg.objective)
-    denoiser = build_denoiser(cfg, spec)
+    """The training step of an objective."""
+    objective, denoiser = build_objective(cfg), build_denoiser(cfg, spec)
     _check_pair(objective, denoiser, augment)
     _check_derivatives(cfg, objective, denoiser)
     return TrainStep(denoiser, objective, augment, label_dropout=cfg.trainer.get("label_dropout", 0.0))
+
+
+def _real_data(
+    cfg: DictConfig, data: Dataset, denoiser: NetworkDenoiser, device: torch.device, inputs: dict[str, str]
+) -> tuple[Stream, dict[str, str]]:
+    _check_codec(denoiser, data)
+    workers = cfg.trainer.get("workers", TrainerOptions.workers)
+    stream = Stream(data, seed=cfg.seed, device=device, workers=workers, codec=denoiser.codec)
+    return stream, {**inputs, "data": data.fingerprint}
+
+
+def _check_codec(denoiser: NetworkDenoiser, data: Dataset) -> None:
+    if isinstance(denoiser.codec, LogCodec):
+        denoiser.codec.check(data)
 
 
 def _check_pair(objective: Objective, denoiser: NetworkDenoiser, augment: Augment) -> None:
@@ -159,58 +148,53 @@ def build_trainer(cfg: DictConfig) -> Trainer:
 
     Raises UserError where the folder holds a run with another configuration; nothing is written then.
     """
-    run_dir = Path(cfg.run_dir)
+    cfg, run_dir = follow_teacher(cfg), Path(cfg.run_dir)
     _check_same_run(cfg, run_dir)
     parallel = Parallel(cfg.device)
-    data, augment = build_data(cfg, "train"), config.instantiate(cfg.augment)
-    spec = ModelSpec.of(data, augment)
-    step = build_step(cfg, spec, augment).to(parallel.device)
-    codec, hooks = step.denoiser.codec, build_hooks(cfg)
+    data = cache(partial(build_data, cfg, "train"))
+    method, spec, stream, inputs = build_method(cfg, data, parallel.device)
+    hooks = build_hooks(cfg)
     heldout = build_data(cfg, "test") if _needs_heldout(hooks) else None
-    for split in (data, heldout):
-        if isinstance(codec, LogCodec) and split is not None:
-            codec.check(split)
+    if heldout is not None:
+        _check_codec(method.denoiser, heldout)
     lock = FolderLock(run_dir) if parallel.is_main else None
-    options = config.instantiate(cfg.trainer)
     trainer = Trainer(
-        options=options,
-        method=step,
-        stream=Stream(data, seed=cfg.seed, device=parallel.device, workers=options.workers, codec=codec),
+        options=config.instantiate(cfg.trainer),
+        method=method,
+        stream=stream,
+        inputs=inputs,
         heldout=heldout,
-        roles=build_roles(cfg, step, parallel),
+        roles=build_roles(cfg, method, parallel),
         schedule=config.instantiate(cfg.schedule),
         ema=config.instantiate(cfg.ema),
-        sampler=fit_sampler(
-            config.instantiate(cfg.sampler), step.denoiser, lambda: data, run_dir / REFERENCES
-        ),
+        sampler=fit_sampler(config.instantiate(cfg.sampler), method.denoiser, data, run_dir / REFERENCES),
         hooks=hooks,
         loggers=build_loggers(cfg, run_dir) if parallel.is_main else [],
         parallel=parallel,
         seed=cfg.seed,
         run_dir=run_dir,
         lock=lock,
-        metadata={"config": config.to_yaml(cfg), "model": spec.to_json(), **provenance()},
+        metadata={"config": config.to_yaml(cfg), "model": spec.to_json(), **inputs, **provenance()},
     )
-    _check_hooks(step.denoiser, hooks)
+    _check_hooks(method, hooks)
     trainer.resume()
     if parallel.is_main:
-        if trainer.nimg == 0:
-            _warn_sigma_data(cfg, encoded(data, codec))
+        if trainer.nimg == 0 and "data" in inputs:
+            _warn_sigma_data(cfg, encoded(data(), method.denoiser.codec))
         write_whole(run_dir / CONFIG, config.to_yaml(cfg).encode())
     return trainer
 
 
 def build_roles(cfg: DictConfig, method: Method, parallel: Parallel) -> dict[str, Role]:
     """What learns, each with an optimizer."""
-    return {
-        name: Role(
-            name,
-            module,
-            config.instantiate(cfg.optimizer, params=[p for p in module.parameters() if p.requires_grad]),
-            parallel,
+    roles = {}
+    for name, module in method.roles.items():
+        learning = [p for p in module.parameters() if p.requires_grad]
+        optimizer = config.instantiate(
+            {**cfg.optimizer, "lr": cfg.optimizer.lr * method.lr_factors.get(name, 1.0)}, params=learning
         )
-        for name, module in method.roles.items()
-    }
+        roles[name] = Role(name, module, optimizer, parallel)
+    return roles
 
 
 def build_hooks(cfg: DictConfig) -> dict[str, Hook]:
@@ -225,12 +209,17 @@ def build_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
     return [chosen] if isinstance(chosen, JSONLLogger) else [JSONLLogger(run_dir), chosen]
 
 
-def _check_hooks(denoiser: NetworkDenoiser, hooks: dict[str, Hook]) -> None:
-    """Refuse to draw from what does not draw."""
+def _check_hooks(method: Method, hooks: dict[str, Hook]) -> None:
+    """Refuse to draw from what does not draw, and the held-out loss of a student, which denoises nothing."""
     drawing = (EvaluateHook, GridHook, HeldoutHook)
     active = [name for name, hook in hooks.items() if isinstance(hook, drawing) and hook.every is not None]
-    if isinstance(denoiser, NetworkClassifier) and active:
+    if isinstance(method.denoiser, NetworkClassifier) and active:
         raise UserError(f"hooks.{active[0]} is for models that draw images; set hooks.{active[0]}.every=null")
+    if isinstance(method, Distiller) and _needs_heldout(hooks):
+        raise UserError(
+            "hooks.heldout is for denoisers; a student is judged by its images: set hooks.heldout.every=null "
+            "and, for example, hooks.evaluate.every=20000"
+        )
 
 
 def _needs_heldout(hooks: dict[str, Hook]) -> bool:

@@ -19,7 +19,7 @@ from scoregen.errors import UserError
 
 # A finished or interrupted run may be continued with another value of these.
 MUTABLE = (
-    *("name", "run_dir", "device", "dry", "data.root", "hooks", "logger", "sampler"),
+    *("name", "run_dir", "device", "dry", "data.root", "hooks", "logger", "sampler", "teacher"),
     *("trainer.total", "trainer.microbatch", "trainer.keep", "trainer.max_skipped", "trainer.workers"),
 )
 

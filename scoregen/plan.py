@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from scoregen import config
-from scoregen.build import ModelSpec, build_data, build_denoiser
+from scoregen.build import build_data
+from scoregen.model import ModelSpec, build_denoiser
 from scoregen.parallel import world_size
 from scoregen.training.loggers import read_log
 

@@ -21,8 +21,10 @@ FILLED_IN: dict[str, frozenset[str]] = {
     "network": frozenset({"resolution", "channels", "num_classes", "augment_dim", "out_channels"}),
     "optimizer": frozenset({"params"}),
     "logger": frozenset({"run_dir"}),
+    "distiller": frozenset({"networks"}),
 }
 COLLECTIONS = ("hooks",)  # groups of named nodes
+OPTIONAL = frozenset({"experiment", "distiller"})  # groups of which there may be no choice
 
 
 class RunOptions(NamedTuple):
@@ -34,6 +36,8 @@ class RunOptions(NamedTuple):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     sigma_data: Positive = 0.5
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    teacher: str | None = None
+    teacher_precision: Literal["fp32", "bf16"] = "bf16"
     dry: bool = False
 
 
@@ -50,7 +54,7 @@ def validate(cfg: DictConfig, processes: int = 1) -> list[Problem]:
                 problems += _check_entry(group, name, entry, sorted(node))
         elif isinstance(node, dict) and group in (*groups(), "trainer"):
             problems += _check_node(node, group, FILLED_IN.get(group, frozenset()))
-    return problems or _check_batch(plain["trainer"], processes)
+    return problems or [*_check_batch(plain["trainer"], processes), *_check_distillation(plain)]
 
 
 def check_choice(cfg: DictConfig, group: str) -> list[Problem]:
@@ -62,8 +66,8 @@ def _check_root(plain: Mapping[str, Any]) -> list[Problem]:
     """Top-level keys: the run's scalars and the groups, no other; the scalars have their types."""
     hints = get_type_hints(RunOptions, include_extras=True)
     choices = groups()
-    needed = {*choices, "trainer"} - {"experiment"}
-    allowed = sorted({*hints, *needed, "experiment"})
+    needed = {*choices, "trainer"} - OPTIONAL
+    allowed = sorted({*hints, *needed, *OPTIONAL})
     problems = [
         Problem(f"{group}=null", f"is needed; allowed: {', '.join(choices.get(group, ['a group of keys']))}")
         for group in sorted(needed)
@@ -207,4 +211,17 @@ def _check_batch(trainer: Mapping[str, Any], processes: int) -> list[Problem]:
         fits = [size for size in range(1, share + 1) if share % size == 0]
         advice = f"must divide the {share} images of each process (trainer.batch={batch}, {processes} process"
         return [Problem(f"trainer.microbatch={micro}", f"{advice}{'es' * (processes > 1)}); allowed: {fits}")]
+    return []
+
+
+def _check_distillation(plain: Mapping[str, Any]) -> list[Problem]:
+    """A teacher goes with a distiller, and half precision with neither."""
+    if plain.get("distiller") is None:
+        if plain.get("teacher") is None:
+            return []
+        advice = "only a distiller has a teacher; choose one, or an experiment that does"
+        return [Problem(f"teacher={plain['teacher']}", f"{advice}: distiller={groups()['distiller'][0]}")]
+    if plain["precision"] == "fp16":
+        advice = "distillation diverges: small differences of scores leave its range; use bf16 or fp32"
+        return [Problem("precision=fp16", advice)]
     return []

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from scoregen import config
-from scoregen.build import ModelSpec, build_data, build_denoiser
+from scoregen.build import build_data
 from scoregen.data.base import Dataset
 from scoregen.data.digits import load_digits
 from scoregen.denoisers.base import Denoiser
@@ -17,10 +17,9 @@ from scoregen.denoisers.classifier import NetworkClassifier
 from scoregen.denoisers.closed_form import Estimator, closed_form_denoiser
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.errors import UserError
-from scoregen.training.checkpoint import latest_checkpoint
+from scoregen.model import find_model
 from scoregen.training.hooks.evaluate import REFERENCES
 from scoregen.training.summary import SUMMARY
-from scoregen.training.weights import load_weights, read_weights, weights_hash
 
 RUNS = Path("runs")
 
@@ -71,35 +70,18 @@ def load_judge(path: Path, device: torch.device) -> NetworkClassifier:
 
 
 def _load(path: Path, device: torch.device) -> Source:
-    if path.is_dir():
-        found = latest_checkpoint(path / "checkpoints")
-        if found is None:
-            raise UserError(
-                f"{path} holds no checkpoint; give a run folder of train.py or a .safetensors file"
-            )
-        run_dir, weights = path, found.path / "ema.safetensors"
-    elif path.is_file():
-        run_dir, weights = None, path
-    else:
+    found = find_model(path)
+    if found is None:
         known = ", ".join(str(p) for p in sorted(RUNS.glob("*")) if p.is_dir()) or "none yet"
         raise UserError(f"--run {path}: no such folder or file; runs here: {known}")
-    tensors, metadata = read_weights(weights)
-    if not {"config", "model"} <= metadata.keys():
-        raise UserError(
-            f"{weights} does not say which network it is of; give weights that train.py has written"
-        )
-    cfg = config.from_yaml(metadata["config"], str(weights))
-    config.refuse_foreign(cfg, str(weights))
-    denoiser = build_denoiser(cfg, ModelSpec.from_json(metadata["model"]))
-    load_weights(denoiser, tensors, str(weights))
-    digest, nimg = weights_hash(weights), int(metadata.get("nimg", 0))
+    weights, nimg, digest = str(found.weights), found.nimg, found.digest
     return Source(
-        denoiser.to(device).eval(),
-        cfg,
+        found.load().to(device),
+        found.cfg,
         f"{weights} ({nimg:,} images, sha256 {digest})",
-        {"run": str(path), "weights": str(weights), "weights_sha256": digest, "nimg": nimg},
-        lambda: build_data(cfg, "train"),
-        run_dir,
+        {"run": str(path), "weights": weights, "weights_sha256": digest, "nimg": nimg},
+        lambda: build_data(found.cfg, "train"),
+        found.run_dir,
     )
 
 

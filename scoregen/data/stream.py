@@ -1,5 +1,6 @@
 """The endless stream of training images: what comes at image number n is a function of (seed, n)."""
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -9,7 +10,7 @@ from scoregen.data.base import ArrayDataset, Batch, Dataset, to_model_range
 from scoregen.data.codec import IDENTITY, Codec
 from scoregen.parallel import send
 from scoregen.ranges import NonNegativeInt
-from scoregen.rng import generator
+from scoregen.rng import BatchRng, generator
 
 
 class Stream:
@@ -86,3 +87,34 @@ def _place(dataset: Dataset, device: torch.device) -> Dataset:
     if device.type == "cuda" and dataset.x.nbytes > torch.cuda.mem_get_info(device)[0] // 4:
         return dataset
     return dataset.to(device)
+
+
+class LabelStream:
+    """Serves class ids without images, for methods that need no data: uniform, a function of (seed, n).
+
+    Args:
+        num_classes: 0 serves none.
+        dataset: reads the data set, for hooks that compare with it.
+    """
+
+    def __init__(
+        self,
+        num_classes: NonNegativeInt,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+        dataset: Callable[[], Dataset],
+    ) -> None:
+        self.num_classes, self.seed, self.device = num_classes, seed, torch.device(device)
+        self._dataset = dataset
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set; reads it."""
+        return self._dataset()
+
+    def batch(self, nimg: int, size: int, rows: slice = slice(None)) -> Batch:
+        """No images [B, 0], and class ids [B]."""
+        draws = BatchRng(self.seed, "labels", nimg, size=size, rows=rows, device=self.device).rand()
+        labels = (draws * self.num_classes).long().clamp(max=self.num_classes - 1)
+        return Batch(draws.new_empty(len(draws), 0), labels if self.num_classes else None)

@@ -20,7 +20,7 @@ from scoregen.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from scoregen.build import ModelSpec
+    from scoregen.model import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def convert(foreign: Foreign, out: Path, *, data: str = "folder") -> None:
     Raises:
         UserError: where the tensors are not those of the network.
     """
-    from scoregen.build import build_denoiser
+    from scoregen.model import build_denoiser
     from scoregen.training.weights import load_weights, provenance, write_weights
 
     cfg, problems = config.compose([f"data={data}", "experiment=null", f"name={out.stem}"])

@@ -22,8 +22,8 @@ def from_diffusers(folder: Path) -> "Foreign":
         UserError: where files are missing or damaged, weights are a pickle, or the model is of another kind
             than a UNet2DModel trained with a DDPM-type schedule.
     """
-    from scoregen.build import ModelSpec
     from scoregen.export.foreign import Foreign
+    from scoregen.model import ModelSpec
     from scoregen.training.weights import read_weights
 
     home = folder / "unet" if (folder / "unet").is_dir() else folder

@@ -35,8 +35,8 @@ KEPT = ("model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dro
 
 def from_edm(path: Path, key: str = "ema") -> "Foreign":
     """The network under `key` in a pickle; UserError for one that has no counterpart here."""
-    from scoregen.build import ModelSpec
     from scoregen.export.foreign import Foreign
+    from scoregen.model import ModelSpec
 
     precond = read_network(path, key)
     network = precond.state["_modules"].get("model")

@@ -25,7 +25,6 @@ class MicroBatch:
     size: int  # of the global batch
     rows: slice  # those held here
     kept: dict[str, Tensor] = field(default_factory=dict)  # [B, ...], by an earlier phase for a later one
-    whole: dict[str, Tensor] = field(default_factory=dict)  # [size], of all rows: what the phase measured
 
     def rng(self, *stream: str) -> BatchRng:
         """The step's stream of that name, from its start: equal names give equal draws in every phase."""
@@ -46,13 +45,13 @@ class Phase:
     Args:
         role: whose parameters step.
         loss: of a micro-batch, per sample.
-        measure: per-sample values [B] that the loss wants of the whole global batch; evaluated without a
-            graph on every micro-batch of every process before the first loss.
+        prepare: called with all micro-batches of this process before the first loss, for what must be known
+            of the whole global batch (`measure_whole`).
     """
 
     role: str
     loss: Callable[[MicroBatch], Loss]
-    measure: Callable[[MicroBatch], dict[str, Tensor]] | None = None
+    prepare: Callable[[Sequence[MicroBatch], Parallel], None] | None = None
 
 
 class Method(Protocol):
@@ -73,6 +72,11 @@ class Method(Protocol):
         """What a checkpoint must hold beside the model."""
         ...
 
+    @property
+    def lr_factors(self) -> Mapping[str, float]:
+        """Learning rates by role, relative to the optimizer's, where they differ."""
+        ...
+
     def phases(self, step: int) -> Sequence[Phase]:
         """What the step number `step` does, in this order."""
         ...
@@ -80,14 +84,13 @@ class Method(Protocol):
 
 @torch.no_grad()
 def measure_whole(
-    measure: Callable[[MicroBatch], dict[str, Tensor]], batches: Sequence[MicroBatch], parallel: Parallel
-) -> None:
-    """Give every micro-batch the values of all rows of the global batch, those of other processes too."""
+    measure: Callable[[MicroBatch], Mapping[str, Tensor]], batches: Sequence[MicroBatch], parallel: Parallel
+) -> dict[str, Tensor]:
+    """Per-sample values of micro-batches, [B] each, as vectors over the global batch of all processes."""
     parts = [(batch.rows, measure(batch)) for batch in batches]
-    for name, first in parts[0][1].items():
-        whole = first.new_zeros(batches[0].size)
+    whole = {name: value.new_zeros(batches[0].size) for name, value in parts[0][1].items()}
+    for name, vector in whole.items():
         for rows, values in parts:
-            whole[rows] = values[name]
-        parallel.sum(whole)
-        for batch in batches:
-            batch.whole[name] = whole
+            vector[rows] = values[name]
+        parallel.sum(vector)
+    return whole

@@ -24,7 +24,7 @@ def save_trainer(trainer: "Trainer") -> None:
                 "meters": meters,
             },
             state={
-                "data": trainer.stream.dataset.fingerprint,
+                "inputs": trainer.inputs,
                 "averaged_to": trainer.averaged_to,
                 "heldout_loss": trainer.heldout_loss,
                 "hooks": {name: hook.state() for name, hook in trainer.hooks.items()},
@@ -44,11 +44,12 @@ def load_trainer(trainer: "Trainer") -> None:
     found = latest_checkpoint(trainer.run_dir / "checkpoints")
     if found is None:
         return
-    if found.state["data"] != trainer.stream.dataset.fingerprint:
-        raise UserError(
-            f"{trainer.run_dir} was trained on other data than {trainer.stream.dataset.name} holds now; "
-            "choose another run_dir, or restore the data"
-        )
+    for what, fingerprint in found.state["inputs"].items():
+        if trainer.inputs.get(what) != fingerprint:
+            raise UserError(
+                f"{trainer.run_dir} was trained on other {what} than there is now; choose another run_dir, "
+                f"or restore the {what}"
+            )
     load_weights(trainer.denoiser, found.weights("model"), str(found.path))
     trainer.ema.load({name: found.weights(name) for name in trainer.ema.tracks()})
     training = found.training()

@@ -41,6 +41,11 @@ class TrainStep(nn.Module):
         """The objective, where it has parameters."""
         return {"objective": self.objective} if isinstance(self.objective, nn.Module) else {}
 
+    @property
+    def lr_factors(self) -> Mapping[str, float]:
+        """None."""
+        return {}
+
     def phases(self, step: int) -> Sequence[Phase]:
         """The same every step."""
         return (Phase("model", self._loss),)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoregen.data.base import Dataset
-from scoregen.data.stream import Stream
+from scoregen.data.stream import LabelStream, Stream
 from scoregen.denoisers.network import NetworkDenoiser
 from scoregen.parallel import Parallel
 from scoregen.samplers.base import Sampler
@@ -21,7 +21,7 @@ from scoregen.training.lock import FolderLock
 from scoregen.training.loggers import Logger
 from scoregen.training.meters import read_meters
 from scoregen.training.options import TrainerOptions
-from scoregen.training.phases import Method, MicroBatch, Phase, measure_whole
+from scoregen.training.phases import Method, MicroBatch, Phase
 from scoregen.training.role import Role
 from scoregen.training.schedules import Schedule
 from scoregen.training.signals import StopSignals
@@ -41,7 +41,8 @@ class Trainer:
 
     options: TrainerOptions
     method: Method
-    stream: Stream
+    stream: Stream | LabelStream
+    inputs: dict[str, str]  # fingerprints of what a resumed run must find unchanged
     heldout: Dataset | None
     roles: dict[str, Role]  # the model's is the first
     schedule: Schedule
@@ -135,8 +136,8 @@ class Trainer:
         for name, role in self.roles.items():
             role.activate(name == phase.role)
         role, options = self.roles[phase.role], self.options
-        if phase.measure is not None:
-            measure_whole(phase.measure, pieces, self.parallel)
+        if phase.prepare is not None:
+            phase.prepare(pieces, self.parallel)
         for piece in pieces:
             # Dropout draws from the global generator: make that, too, a function of (seed, nimg, first row).
             torch.manual_seed(piece.dropout_seed(*([] if role is self.model else [role.name])))

@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from scoregen import config
-from scoregen.build import ModelSpec, build_denoiser, build_trainer
+from scoregen.build import build_trainer
 from scoregen.data.digits import load_digits
 from scoregen.denoisers.base import Cond
 from scoregen.denoisers.classifier import NetworkClassifier
 from scoregen.denoisers.guidance import build_guidance
 from scoregen.diffusion.noise import LogUniformSigma
 from scoregen.errors import UserError
+from scoregen.model import ModelSpec, build_denoiser
 from scoregen.objectives.base import Loss
 from scoregen.objectives.classifier import ClassifierLoss
 from scoregen.objectives.discriminator import DiscriminatorLoss

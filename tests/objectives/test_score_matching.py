@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from scoregen import config
-from scoregen.build import ModelSpec, build_denoiser, build_step
+from scoregen.build import build_step
 from scoregen.denoisers.gaussian import GaussianDenoiser
 from scoregen.denoisers.mixture import GaussianMixtureDenoiser
 from scoregen.denoisers.network import NetworkDenoiser
 from scoregen.diffusion.forward import AddedNoise, SimulatedSDE
 from scoregen.diffusion.precond import EDMPrecond
 from scoregen.errors import UserError
+from scoregen.model import ModelSpec, build_denoiser
 from scoregen.networks import MLP
 from scoregen.objectives import OBJECTIVES
 from scoregen.objectives.denoising import DenoisingLoss, EDMWeight, InverseVarianceWeight

@@ -1,0 +1,90 @@
+"""From a configuration to a distiller: its teacher, the student, and the fake score."""
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+from omegaconf import DictConfig
+
+from scoregen import config
+from scoregen.data.augment import Augment
+from scoregen.data.base import Dataset
+from scoregen.denoisers.network import NetworkDenoiser
+from scoregen.distillers.base import Distiller, Networks, freeze_unused, probe
+from scoregen.distillers.teacher import CLOSED_FORMS, Teacher, find_teacher, load_teacher
+from scoregen.errors import UserError
+from scoregen.model import ModelSpec, build_denoiser
+from scoregen.objectives.base import Objective
+from scoregen.rng import derive_seed
+from scoregen.training.step import TrainStep
+
+
+def build_distiller(
+    cfg: DictConfig,
+    data: Callable[[], Dataset],
+    augment: Augment,
+    objective: Objective,
+    device: torch.device,
+) -> tuple[Distiller, ModelSpec, dict[str, str]]:
+    """The distiller on the device, what its student is built for, and the teacher's fingerprint.
+
+    Raises UserError for a teacher that is missing, or does not fit the data or the method.
+    """
+    kind: type[Distiller] = config.locate(cfg.distiller._target_)
+    if cfg.teacher is None and kind.needs_teacher:
+        raise UserError(
+            f"{kind.__name__} needs a teacher: give teacher=RUN, the folder of a trained model, a weights "
+            f"file, or a closed form of the data ({', '.join(CLOSED_FORMS)})"
+        )
+    teacher = None if cfg.teacher is None else load_teacher(cfg, data, device)
+    spec = _student_spec(cfg, teacher, data, augment)
+    if kind.needs_data:
+        _check_data(spec, data())
+    student = _student(cfg, spec, teacher).to(device)
+    fake = TrainStep(deepcopy(student), objective, augment).to(device)
+    fake.denoiser.precision = cfg.teacher_precision
+    freeze_unused(student, student(*probe(student)))
+    if not augment.label_dim:
+        freeze_unused(fake.denoiser, fake.denoiser(*probe(student)))
+    networks = Networks(student, None if teacher is None else teacher.denoiser, fake)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(cfg.seed, "distiller"))  # a critic's heads draw their weights
+        distiller: Distiller = config.instantiate(cfg.distiller, networks=networks)
+    for module in distiller.state.values():
+        module.to(device)
+    return distiller, spec, {} if teacher is None else {"teacher": teacher.digest}
+
+
+def _student_spec(
+    cfg: DictConfig, teacher: Teacher | None, data: Callable[[], Dataset], augment: Augment
+) -> ModelSpec:
+    """That of the teacher's network, so that its weights fit; else of what the teacher or the data are."""
+    found = None if cfg.teacher is None else find_teacher(cfg.teacher)
+    if found is not None:
+        if augment.label_dim not in (0, found.spec.augment_dim):
+            raise UserError(
+                f"teacher={cfg.teacher} was not trained with this `augment`, whose labels its network would "
+                "have to take; set augment=none"
+            )
+        return found.spec
+    if teacher is not None:
+        return ModelSpec(teacher.denoiser.shape, teacher.denoiser.num_classes, augment.label_dim)
+    return ModelSpec.of(data(), augment)
+
+
+def _check_data(spec: ModelSpec, data: Dataset) -> None:
+    """Refuse data of another shape or number of classes than the teacher's."""
+    theirs, ours = (spec.shape, spec.num_classes), (tuple(data.shape), data.num_classes)
+    if theirs != ours:
+        raise UserError(
+            f"the teacher is of samples of shape {theirs[0]} and {theirs[1]} classes, {data.name} has shape "
+            f"{ours[0]} and {ours[1]} classes; choose the `data` that the teacher was trained on"
+        )
+
+
+def _student(cfg: DictConfig, spec: ModelSpec, teacher: Teacher | None) -> NetworkDenoiser:
+    """Built as configured, with the weights of the teacher's network where it has one."""
+    student = build_denoiser(cfg, spec)
+    if teacher is not None and teacher.network is not None:
+        student.load_state_dict(teacher.network.state_dict())
+    return student

@@ -1,0 +1,128 @@
+"""Networks as stored: what a weights file says of its network, and the denoiser built and read from it."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from omegaconf import DictConfig
+
+from scoregen import config
+from scoregen.data.augment import Augment
+from scoregen.data.base import Dataset
+from scoregen.denoisers.classifier import NetworkClassifier
+from scoregen.denoisers.hyvarinen import HyvarinenDenoiser
+from scoregen.denoisers.network import NetworkDenoiser
+from scoregen.diffusion.precond import HyvarinenPrecond
+from scoregen.errors import UserError
+from scoregen.rng import derive_seed
+from scoregen.training.checkpoint import latest_checkpoint
+from scoregen.training.weights import load_weights, read_weights, weights_hash
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a network is built for beyond its configuration; kept in the metadata of its weights."""
+
+    shape: tuple[int, ...]
+    num_classes: int = 0
+    augment_dim: int = 0
+    cond_shape: tuple[int, ...] = ()  # of what it is told of one sample, other than a class
+
+    @classmethod
+    def of(cls, data: Dataset, augment: Augment) -> Self:
+        """For samples and classes of `data`, told about what `augment` does."""
+        shape, told = tuple(data.shape), tuple(getattr(data, "cond_shape", ()))
+        return cls(shape, data.num_classes, augment.label_dim, told)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote."""
+        fields = json.loads(text)
+        shapes = {key: tuple(value) for key, value in fields.items() if key.endswith("shape")}
+        return cls(**{**fields, **shapes})
+
+    def to_json(self) -> str:
+        """As text for metadata."""
+        return json.dumps(asdict(self))
+
+
+def build_denoiser(cfg: DictConfig, spec: ModelSpec) -> NetworkDenoiser:
+    """The network denoiser of a configuration, its weights drawn from the run's seed."""
+    if len(spec.shape) == 3 and spec.shape[1] != spec.shape[2]:
+        raise UserError(
+            f"the images have {spec.shape[1]} x {spec.shape[2]} pixels, networks take square ones: make them "
+            "so with python -m scoregen.data.prepare SRC --out OUT.zip --crop center --resolution N"
+        )
+    precond = config.instantiate(cfg.precond)
+    channels = spec.shape[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(cfg.seed, "weights"))
+        network = config.instantiate(
+            cfg.network,
+            resolution=spec.shape[-1],
+            channels=channels,
+            out_channels=channels * precond.channel_factor,
+            num_classes=spec.num_classes,
+            augment_dim=spec.augment_dim,
+        )
+    learned = HyvarinenDenoiser if isinstance(precond, HyvarinenPrecond) else NetworkDenoiser
+    wrap = learned if network.role == "denoiser" else NetworkClassifier
+    return wrap(
+        network,
+        precond,
+        shape=spec.shape,
+        num_classes=spec.num_classes,
+        cond_shape=spec.cond_shape,
+        precision=cfg.precision,
+    )
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A weights file and the configuration that stands in it."""
+
+    weights: Path
+    cfg: DictConfig
+    spec: ModelSpec
+    nimg: int
+    run_dir: Path | None  # where the file is the newest of a run
+
+    @property
+    def digest(self) -> str:
+        """By which manifests name the weights."""
+        return weights_hash(self.weights)
+
+    def load(self) -> NetworkDenoiser:
+        """The denoiser, on the CPU, in evaluation mode."""
+        denoiser = build_denoiser(self.cfg, self.spec)
+        load_weights(denoiser, read_weights(self.weights)[0], str(self.weights))
+        return denoiser.eval()
+
+
+def find_model(path: Path) -> StoredModel | None:
+    """The averaged weights of a run's newest whole checkpoint, or a safetensors file; None for no such path.
+
+    Raises UserError where nothing can be read there.
+    """
+    if path.is_dir():
+        found = latest_checkpoint(path / "checkpoints")
+        if found is None:
+            raise UserError(
+                f"{path} holds no checkpoint; give a run folder of train.py or a .safetensors file"
+            )
+        run_dir, weights = path, found.path / "ema.safetensors"
+    elif path.is_file():
+        run_dir, weights = None, path
+    else:
+        return None
+    metadata = read_weights(weights)[1]
+    if not {"config", "model"} <= metadata.keys():
+        raise UserError(
+            f"{weights} does not say which network it is of; give weights that train.py has written"
+        )
+    cfg = config.from_yaml(metadata["config"], str(weights))
+    config.refuse_foreign(cfg, str(weights))
+    spec = ModelSpec.from_json(metadata["model"])
+    return StoredModel(weights, cfg, spec, int(metadata.get("nimg", 0)), run_dir)

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -30,11 +31,19 @@ class Networks:
         teacher: any denoiser, closed forms too, its parameters frozen; None where the run names none.
         fake: another copy, with the configured objective and augmentation, which train it as the denoiser of
             what the student generates.
+        folder: where a distiller may keep files: the run's.
     """
 
     student: NetworkDenoiser
     teacher: Denoiser | None
     fake: TrainStep
+    folder: Path
+
+    def need_teacher(self) -> Denoiser:
+        """The teacher; UserError where there is none."""
+        if self.teacher is None:
+            raise UserError("this distiller needs a teacher: give teacher=RUN, or the name of a closed form")
+        return self.teacher
 
 
 def generate(student: Denoise, shape: Sequence[int], sigma: float, cond: Cond, rng: BatchRng) -> Tensor:
@@ -84,6 +93,7 @@ class Distiller(ABC):
 
     needs_data: ClassVar[bool]  # whether its losses look at real data
     needs_teacher: ClassVar[bool] = True
+    label_dim: ClassVar[int] = 0  # numbers that the student is told beside noise level and class
 
     def __init__(
         self,
@@ -128,8 +138,8 @@ class Distiller(ABC):
         """Learning rates by role relative to the student's, where they differ."""
         return {}
 
-    def phases(self, step: int) -> Sequence[Phase]:
-        """What the step number `step` does, in this order."""
+    def phases(self, step: int, nimg: int) -> Sequence[Phase]:
+        """What the step number `step`, which begins at image number `nimg`, does, in this order."""
         return self.rhythm(step, self.student_phase(), self.companion_phases())
 
     def student_phase(self) -> Phase:

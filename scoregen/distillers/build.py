@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
@@ -17,6 +19,7 @@ from scoregen.model import ModelSpec, build_denoiser
 from scoregen.objectives.base import Objective
 from scoregen.rng import derive_seed
 from scoregen.training.step import TrainStep
+from scoregen.training.weights import load_weights
 
 
 def build_distiller(
@@ -38,15 +41,18 @@ def build_distiller(
         )
     teacher = None if cfg.teacher is None else load_teacher(cfg, data, device)
     spec = _student_spec(cfg, teacher, data, augment)
+    if kind.label_dim:
+        spec = replace(spec, augment_dim=kind.label_dim)
     if kind.needs_data:
         _check_data(spec, data())
     student = _student(cfg, spec, teacher).to(device)
     fake = TrainStep(deepcopy(student), objective, augment).to(device)
     fake.denoiser.precision = cfg.teacher_precision
-    freeze_unused(student, student(*probe(student)))
+    labels = torch.zeros(1, kind.label_dim, device=device) if kind.label_dim else None
+    freeze_unused(student, student(*probe(student), labels))
     if not augment.label_dim:
         freeze_unused(fake.denoiser, fake.denoiser(*probe(student)))
-    networks = Networks(student, None if teacher is None else teacher.denoiser, fake)
+    networks = Networks(student, None if teacher is None else teacher.denoiser, fake, Path(cfg.run_dir))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(cfg.seed, "distiller"))  # a critic's heads draw their weights
         distiller: Distiller = config.instantiate(cfg.distiller, networks=networks)
@@ -83,8 +89,16 @@ def _check_data(spec: ModelSpec, data: Dataset) -> None:
 
 
 def _student(cfg: DictConfig, spec: ModelSpec, teacher: Teacher | None) -> NetworkDenoiser:
-    """Built as configured, with the weights of the teacher's network where it has one."""
+    """Built as configured, with the weights of the teacher's network where it has one.
+
+    What maps labels starts at zero where the student is told other things than the teacher was.
+    """
     student = build_denoiser(cfg, spec)
-    if teacher is not None and teacher.network is not None:
-        student.load_state_dict(teacher.network.state_dict())
+    if teacher is None or teacher.network is None:
+        return student
+    weights, own = teacher.network.state_dict(), student.state_dict()
+    if spec.augment_dim != getattr(teacher.network.network, "augment_dim", 0):
+        weights = {key: value for key, value in weights.items() if "map_augment" not in key}
+        weights |= {key: torch.zeros_like(value) for key, value in own.items() if "map_augment" in key}
+    load_weights(student, weights, f"teacher={cfg.teacher}")
     return student

@@ -43,13 +43,12 @@ class ScoreDistiller(Distiller):
     ) -> None:
         super().__init__(networks, sigma_init=sigma_init, rhythm=rhythm, checkpointing=checkpointing)
         self.loss, self.fake_lr = loss, fake_lr
-        check_levels(self.teacher, loss.sigma)
+        check_levels(networks.need_teacher(), loss.sigma)
 
     @property
     def teacher(self) -> Denoiser:
         """What the student is drawn to."""
-        assert self.networks.teacher is not None, "the framework refuses to go without"
-        return self.networks.teacher
+        return self.networks.need_teacher()
 
     @property
     def companions(self) -> Mapping[str, nn.Module]:

@@ -77,8 +77,8 @@ class Method(Protocol):
         """Learning rates by role, relative to the optimizer's, where they differ."""
         ...
 
-    def phases(self, step: int) -> Sequence[Phase]:
-        """What the step number `step` does, in this order."""
+    def phases(self, step: int, nimg: int) -> Sequence[Phase]:
+        """What the step number `step`, which begins at image number `nimg`, does, in this order."""
         ...
 
 

@@ -46,7 +46,7 @@ class TrainStep(nn.Module):
         """None."""
         return {}
 
-    def phases(self, step: int) -> Sequence[Phase]:
+    def phases(self, step: int, nimg: int) -> Sequence[Phase]:
         """The same every step."""
         return (Phase("model", self._loss),)
 

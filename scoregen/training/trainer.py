@@ -111,7 +111,7 @@ class Trainer:
         """The phases of the step whose global batch starts at image number `nimg`."""
         batch, self.heldout_loss = self.options.batch, None
         pieces = self._micro_batches()
-        for phase in self.method.phases(self.nimg // batch):
+        for phase in self.method.phases(self.nimg // batch, self.nimg):
             applied = self._run_phase(phase, pieces)
             if phase.role == self.model.name:
                 self.ema.update(

@@ -117,3 +117,15 @@ def test_metrics_of_two_processes_equal_those_of_one(run: Run, tmp_path: Path) -
         values[processes] = json.loads(out.read_text())[0]
     assert values[1]["n"] == values[2]["n"] == 131
     assert values[1]["value"] == pytest.approx(values[2]["value"], rel=1e-9)
+
+
+def test_distillation_by_two_processes_is_that_by_one_and_resumes_exactly(run: Run, tmp_path: Path) -> None:
+    assert run("train.py", *TINY, "trainer.total=64", "run_dir=teacher").returncode == 0
+    distil = ["experiment=digits_f_distill", "teacher=teacher", *TINY, "hooks.evaluate.every=null"]
+    for name, total, processes in (("one", 256, 1), ("two", 256, 2), ("halves", 128, 2), ("halves", 256, 2)):
+        done = run("train.py", *distil, f"trainer.total={total}", f"run_dir={name}", processes=processes)
+        assert done.returncode == 0, done.stderr
+    assert_same_end(tmp_path / "two", tmp_path / "halves")
+    for ours, theirs in zip(log_of(tmp_path / "one"), log_of(tmp_path / "two"), strict=True):
+        for name in ("loss", "fake/loss", "critic/loss", "ratio_q50"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)

@@ -32,6 +32,17 @@ def build_run(*overrides: str) -> Trainer:
     return build_trainer(cfg)
 
 
+# What a method needs to get through all that it does in so few images.
+SHORT = {
+    "disback": [
+        "distiller.backtracking.record=24",
+        "distiller.backtracking.targets=3",
+        "distiller.backtracking.interval=16",
+    ],
+    "ect": ["distiller.stage_images=32"],
+}
+
+
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a trained model of the embedded digits, a few thousand weights."""
@@ -48,6 +59,6 @@ def distil(tmp_path: Path, teacher: Path) -> Callable[..., Trainer]:
 
     def make(method: str, *overrides: str, run: str = "a") -> Trainer:
         where = [f"teacher={teacher}", f"run_dir={tmp_path / run}"]
-        return build_run(f"experiment=digits_{method}", *where, *NETWORK, *overrides)
+        return build_run(f"experiment=digits_{method}", *where, *NETWORK, *SHORT.get(method, []), *overrides)
 
     return make

@@ -48,7 +48,7 @@ def test_micro_batches_change_only_the_order_of_sums(distil: Distil, method: str
         logs.append(trainer.read_meters())
         trainer.close()
     ours, theirs = logs
-    assert len(ours) > 8
+    assert {"loss", "grad_norm"} <= ours.keys()
     for name, value in ours.items():
         if isinstance(value, float):
             assert value == pytest.approx(theirs[name], rel=2e-4, abs=1e-6), name
@@ -91,7 +91,7 @@ def test_freezing_costs_the_moving_role_no_gradient(distil: Distil, method: str)
     trainer.train_step()
     pieces = trainer._micro_batches()
     for step in (0, 1):
-        for phase in trainer.method.phases(step):
+        for phase in trainer.method.phases(step, trainer.nimg):
             role = trainer.roles[phase.role]
             found = []
             for frozen in (True, False):

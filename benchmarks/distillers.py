@@ -2,7 +2,7 @@
 
 usage: python -m benchmarks.distillers runs/digits_edm [--data digits] [--methods sim sid ...] [--total 64000]
            [--jobs 4] [--device cuda] [--seed 0] [--num 2000] [--repeats 3] [--out runs/distillers]
-           [--write docs/distillers_digits.md]
+           [--write docs/distillers_digits.md] [--set key=value ...]
 
 Runs `train.py experiment=<data>_<method>` for each method, --jobs at a time, each of which resumes where it
 was; then scores all students and the teacher on the same seeds. benchmarks.distiller_curves plots the runs.
@@ -18,7 +18,6 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
-from scoregen.evaluation.prdc import compare_manifolds
 from torch import Tensor
 
 from scoregen import config
@@ -27,6 +26,7 @@ from scoregen.data.base import Dataset
 from scoregen.distillers import DISTILLERS
 from scoregen.evaluation.evaluator import Evaluator
 from scoregen.evaluation.features import build_extractor
+from scoregen.evaluation.prdc import compare_manifolds
 from scoregen.evaluation.store import Sample
 from scoregen.images import picture, save_png
 from scoregen.parallel import Parallel
@@ -66,7 +66,7 @@ def train(method: str, run_dir: Path, args: argparse.Namespace) -> str:
     """Run train.py; its last words where it fails."""
     total = [] if args.total is None else [f"trainer.total={args.total}"]
     where = [f"teacher={args.teacher}", f"run_dir={run_dir}", f"device={args.device}", f"seed={args.seed}"]
-    command = [sys.executable, "train.py", f"experiment={args.data}_{method}", *where, *total, *args.override]
+    command = [sys.executable, "train.py", f"experiment={args.data}_{method}", *where, *total, *args.set]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(f"{method}: {'trained' if done.returncode == 0 else 'failed'}", flush=True)
     return "" if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
@@ -169,7 +169,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/distillers"))
     parser.add_argument("--write", type=Path)
-    parser.add_argument("override", nargs="*", metavar="key=value", help="for every run")
+    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="for every run")
     return parser.parse_args()
 
 

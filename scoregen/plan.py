@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scoregen import config
 from scoregen.build import build_data
+from scoregen.distillers.teacher import follow_teacher
 from scoregen.model import ModelSpec, build_denoiser
 from scoregen.parallel import world_size
 from scoregen.training.loggers import read_log
@@ -29,7 +30,7 @@ class Cost:
 
 def plan(cfg: DictConfig) -> str:
     """A readable estimate of the run that a validated configuration describes; nothing is trained."""
-    data = build_data(cfg, "train")
+    cfg, data = follow_teacher(cfg), build_data(cfg, "train")
     spec = ModelSpec.of(data, config.instantiate(cfg.augment))
     cost = measure(cfg, spec)
     options, steps = cfg.trainer, -(-cfg.trainer.total // cfg.trainer.batch)
@@ -46,6 +47,9 @@ def plan(cfg: DictConfig) -> str:
         ("whole run", f"{_si(total_flops)}FLOP"),
         ("speed", _speed(cfg, total_flops)),
     ]
+    if cfg.get("distiller") is not None:
+        several = "a distiller takes several networks, each with such costs: docs/distillation.md"
+        rows = [row for row in rows if row[0] not in ("memory", "whole run", "speed")] + [("note", several)]
     return "\n".join(f"{name:<16}{text}" for name, text in rows)
 
 

@@ -8,6 +8,7 @@ no quoting. Nothing below the entries reads a configuration: constructors take t
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -164,13 +165,20 @@ def refuse_foreign(cfg: DictConfig, source: str) -> None:
 
     A weights file is data: it must not choose what runs when it is read.
     """
-    known = {target for path in conf_dir().glob("*/*.yaml") for target in _targets(OmegaConf.load(path))}
+    known = _known_targets(conf_dir())
     foreign = {target for target in _targets(cfg) if target not in known and not _is_ours(target)}
     if foreign:
         raise UserError(
             f"{source}: its configuration names {', '.join(sorted(foreign))}, which neither is a class of "
             "scoregen nor stands in conf/; a weights file may not run code. If it is yours, name it in conf/"
         )
+
+
+@cache
+def _known_targets(folder: Path) -> frozenset[str]:
+    """Everything that the files of a configuration folder name."""
+    paths = folder.glob("*/*.yaml")
+    return frozenset(target for path in paths for target in _targets(OmegaConf.load(path)))
 
 
 def _targets(node: Any) -> Iterator[str]:

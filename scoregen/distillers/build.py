@@ -13,7 +13,7 @@ from scoregen.data.augment import Augment
 from scoregen.data.base import Dataset
 from scoregen.denoisers.network import NetworkDenoiser
 from scoregen.distillers.base import Distiller, Networks, freeze_unused, probe
-from scoregen.distillers.teacher import CLOSED_FORMS, Teacher, find_teacher, load_teacher
+from scoregen.distillers.teacher import CLOSED_FORMS, Teacher, load_teacher
 from scoregen.errors import UserError
 from scoregen.model import ModelSpec, build_denoiser
 from scoregen.objectives.base import Objective
@@ -65,17 +65,16 @@ def _student_spec(
     cfg: DictConfig, teacher: Teacher | None, data: Callable[[], Dataset], augment: Augment
 ) -> ModelSpec:
     """That of the teacher's network, so that its weights fit; else of what the teacher or the data are."""
-    found = None if cfg.teacher is None else find_teacher(cfg.teacher)
-    if found is not None:
-        if augment.label_dim not in (0, found.spec.augment_dim):
-            raise UserError(
-                f"teacher={cfg.teacher} was not trained with this `augment`, whose labels its network would "
-                "have to take; set augment=none"
-            )
-        return found.spec
-    if teacher is not None:
+    if teacher is None:
+        return ModelSpec.of(data(), augment)
+    if teacher.spec is None:
         return ModelSpec(teacher.denoiser.shape, teacher.denoiser.num_classes, augment.label_dim)
-    return ModelSpec.of(data(), augment)
+    if augment.label_dim not in (0, teacher.spec.augment_dim):
+        raise UserError(
+            f"teacher={cfg.teacher} was not trained with this `augment`, whose labels its network would have "
+            "to take; set augment=none"
+        )
+    return teacher.spec
 
 
 def _check_data(spec: ModelSpec, data: Dataset) -> None:

@@ -18,7 +18,7 @@ from scoregen.denoisers.moments import measure_gaussian
 from scoregen.denoisers.network import NetworkDenoiser, Precision
 from scoregen.denoisers.training_set import TrainingSetDenoiser
 from scoregen.errors import UserError
-from scoregen.model import StoredModel, find_model
+from scoregen.model import ModelSpec, StoredModel, find_model
 
 CLOSED_FORMS = ("gaussian", "mixture", "training_set")
 
@@ -29,6 +29,7 @@ class Teacher:
 
     denoiser: Denoiser
     digest: str
+    spec: ModelSpec | None  # of its network, where it is one
 
     @property
     def network(self) -> NetworkDenoiser | None:
@@ -79,13 +80,14 @@ def follow_teacher(cfg: DictConfig) -> DictConfig:
 def load_teacher(cfg: DictConfig, data: Callable[[], Dataset], device: torch.device) -> Teacher:
     """The teacher of a run, frozen, on the device, in the precision of `teacher_precision`."""
     found = find_teacher(cfg.teacher)
+    denoiser: Denoiser
     if found is None:
         denoiser, digest = _closed_form(cfg, data()), f"{cfg.teacher} of {data().fingerprint}"
     else:
         denoiser, digest = _network(found, cfg.teacher_precision), found.digest
     if isinstance(denoiser, nn.Module):
         denoiser = denoiser.to(device).eval().requires_grad_(False)
-    return Teacher(denoiser, digest)
+    return Teacher(denoiser, digest, None if found is None else found.spec)
 
 
 def _network(found: StoredModel, precision: Precision) -> NetworkDenoiser:

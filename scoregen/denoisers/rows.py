@@ -119,12 +119,12 @@ class LevelRows:
     def mean(self, weights: Tensor, part: slice) -> Tensor:
         """The weighted means [b, d] of the rows, from as many digits of the weights as each query needs.
 
-        What rounding the weights leaves out stays below 3e-5 of their sum: in a block's sum below the block's
+        What rounding the weights leaves out stays below 2e-5 of their sum: in a block's sum below the block's
         share of it, and at random, which adds up in squares, over all blocks.
         """
         rows, sums = self.rows[part], torch.zeros(len(weights), self.rows.shape[1])
         mass = torch.zeros(len(weights), 1)
-        enough = 3e-5 * weights.sum(1) / len(rows)
+        enough = 2e-5 * weights.sum(1) / len(rows)
         for block, left in zip(rows.split(_BLOCK), weights.split(_BLOCK, 1), strict=True):
             todo, scale, random = torch.arange(len(weights)), digit_scale(left), sqrt(len(block) * len(rows))
             for _ in range(3):

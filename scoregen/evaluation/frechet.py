@@ -51,8 +51,8 @@ class Gaussian:
     def root(self) -> Tensor:
         """R [d, r] with cov = R R^T, r at least the numerical rank; exact for singular covariances.
 
-        Where n tells that the rank r is below d, the range Q [d, r] is found first, from r random combinations
-        of the columns, and R = Q L with L L^T = Q^T cov Q: less than half the time of eigenvectors.
+        Where n tells that the rank r is below d, the range Q [d, r] is found first, from r random mixtures of
+        the columns, and R = Q L with L L^T = Q^T cov Q: less than half the time of eigenvectors.
         """
         if self.rank < self.dim:
             columns = torch.randn(self.dim, self.rank, generator=generator("range"), dtype=self.cov.dtype)

@@ -128,7 +128,7 @@ def _model(args: argparse.Namespace, metrics: list[str], parallel: Parallel) -> 
 
 def refuse_extrapolation(metrics: list[str]) -> None:
     """UserError for metrics whose line is about independent draws."""
-    wrong = [name for name in metrics if name in METRICS and name.endswith("_inf")]
+    wrong = [name for name in metrics if name in METRICS and METRICS[name].extrapolates]
     if wrong:
         raise UserError(
             f"{', '.join(wrong)} extrapolates from independent draws, which parts of a quasi-random "

@@ -28,7 +28,13 @@ examples:
   torchrun --nproc_per_node 8 -- evaluate.py --run runs/cifar_edm --metrics fid      (mind the --)
 
 prints a table and adds to metrics.json of the run, each value with its n, extractor and reference hashes,
-sampler, steps, evaluations and seeds. metrics: docs/evaluation.md.
+sampler, steps, evaluations and seeds.
+
+metrics (docs/evaluation.md):
+  fid, fid_inf, sfid, kid, precision, recall, density, coverage       Inception; --inception-weights FILE
+  is, is_inf, am                                                      and its output layer
+  fd_dinov2; cmmd, fd_clip                                            pip install 'scoregen[dino]'; [clip]
+  fd_scatter                                                          no weights needed
 exit codes: 0 done, 2 wrong input, 1 a defect, 130 interrupted
 """
 
@@ -141,9 +147,10 @@ def _measure(
     from scoregen.cli.candidate import open_reference
     from scoregen.evaluation.evaluator import Evaluator
     from scoregen.evaluation.examine import EXAMINATIONS
-    from scoregen.evaluation.metrics import METRICS
+    from scoregen.evaluation.metrics import METRICS, check_number
 
     of_images = [name for name in metrics if name in METRICS]
+    check_number(of_images, candidate.num)
     real = any(METRICS[name].real for name in of_images)
     evaluator = Evaluator(
         of_images,

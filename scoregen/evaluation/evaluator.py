@@ -1,6 +1,6 @@
 """Judge streams of images by any metrics, each image's features computed once."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -103,34 +103,27 @@ class Evaluator:
         return results
 
     def _result(self, name: str, metric: Metric, score: Score) -> Result:
-        extractor, layer = self._extractor(self._place(metric)), self._place(metric)[1]
+        place = self._place(metric)
+        reference, extractor = self.references.get(place), self._extractor(place)
         origin: dict[str, Any] = {}
-        notes = [score.note] if score.note else []
-        if metric.published_n not in (None, score.n) and not score.note:
-            floor = (
-                "" if score.floor is None else f"; at n = {score.n} real images score about {score.floor:.3g}"
-            )
-            notes.append(f"{name} is defined at n = {metric.published_n:,}{floor}")
-        if metric.real is not None:
-            reference = self.references[self._place(metric)]
+        if metric.real is not None and reference is not None:
             origin = {
                 "reference": reference.origin.data,
                 "reference_fingerprint": reference.origin.fingerprint,
                 "reference_sha256": reference.sha256,
                 "reference_n": reference.origin.n,
             }
-            if not reference.origin.extractor:
-                notes.append(
-                    "the reference file does not name its extractor; taken for the published Inception"
-                )
-        fields = {**asdict(score), "name": metric.name(name, score.n), "note": "; ".join(notes)}
+        named = {
+            "name": metric.name(name, score.n),
+            "note": "; ".join(_notes(name, metric, score, reference)),
+        }
         return Result(
-            **fields,
+            **{**asdict(score), **named},
             **origin,
             extractor=extractor.name,
             extractor_sha256=extractor.sha256,
             resize=extractor.resize,
-            layer=layer,
+            layer=place[1],
         )
 
     def _references(
@@ -158,6 +151,17 @@ class Evaluator:
 
     def _extractor(self, place: Place) -> Extractor:
         return self.extractors[place[0]]
+
+
+def _notes(name: str, metric: Metric, score: Score, reference: Reference | None) -> Iterator[str]:
+    """What a reader must know before quoting the number."""
+    if score.note:
+        yield score.note
+    elif metric.published_n not in (None, score.n):
+        floor = "" if score.floor is None else f"; at this n real images score about {score.floor:.3g}"
+        yield f"{name} is defined at n = {metric.published_n:,}{floor}"
+    if metric.real is not None and reference is not None and not reference.origin.extractor:
+        yield "the reference file does not name its extractor; taken for the published Inception"
 
 
 def _check_layer(name: str, metric: Metric, extractor: Extractor) -> None:

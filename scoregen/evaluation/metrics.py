@@ -48,6 +48,8 @@ class Metric:
         layer: which of the extractor's features; "" is its first.
         read: takes the metric's score out of the comparison.
         published_n: at another n the name says so; None where the value does not depend on n.
+        least: images that it needs.
+        extrapolates: whether it takes the images for independent draws.
     """
 
     extractor: str
@@ -57,6 +59,8 @@ class Metric:
     layer: str = ""
     read: Callable[[Any], Score] = _itself
     published_n: int | None = None
+    least: int = 2
+    extrapolates: bool = False
 
     def name(self, registered: str, n: int) -> str:
         """What the value at n images is called: `fid` at 50,000, else `fid_<n>`."""
@@ -65,15 +69,21 @@ class Metric:
 
 METRICS: dict[str, Metric] = {
     "fid": Metric("inception", Moments, Moments, frechet_score, published_n=PUBLISHED_N),
-    "fid_inf": Metric("inception", moments_in_parts, Moments, frechet_infinity),
-    "is": Metric("inception", in_splits, None, inception_score, "logits", published_n=PUBLISHED_N),
-    "is_inf": Metric("inception", classes_in_parts, None, inception_score_infinity, "logits"),
+    "fid_inf": Metric(
+        "inception", moments_in_parts, Moments, frechet_infinity, least=4104, extrapolates=True
+    ),
+    "is": Metric("inception", in_splits, None, inception_score, "logits", published_n=PUBLISHED_N, least=10),
+    "is_inf": Metric(
+        "inception", classes_in_parts, None, inception_score_infinity, "logits", least=16, extrapolates=True
+    ),
     "am": Metric("inception", ClassSums, ClassSums, am_score, "logits"),
     "sfid": Metric("inception", Moments, Moments, frechet_score, "spatial", published_n=PUBLISHED_N),
     "kid": Metric("inception", FeatureStore, FeatureStore, kid),
     "cmmd": Metric("clip", FeatureStore, FeatureStore, cmmd),
     **{
-        name: Metric("inception", FeatureStore, FeatureStore, compare_manifolds, read=attrgetter(name))
+        name: Metric(
+            "inception", FeatureStore, FeatureStore, compare_manifolds, read=attrgetter(name), least=6
+        )
         for name in ("precision", "recall", "density", "coverage")
     },
     **{
@@ -96,3 +106,14 @@ def check_metrics(names: Sequence[str], known: Collection[str] = METRICS) -> Non
     hints = [f"did you mean {near[0]}?" for name in unknown if (near := get_close_matches(name, known, n=1))]
     problem = f"metrics not known: {', '.join(unknown)}" if unknown else "no metrics were named"
     raise UserError("; ".join([problem, f"allowed: {', '.join(known)}", *hints]))
+
+
+def check_number(names: Sequence[str], n: int) -> None:
+    """Check that n images are enough for all metrics, before any is drawn.
+
+    Raises:
+        UserError: they are not; says how many each metric needs.
+    """
+    short = [f"{name} at least {METRICS[name].least:,}" for name in names if n < METRICS[name].least]
+    if short:
+        raise UserError(f"n = {n:,} is too few: {', '.join(short)} images")

@@ -12,6 +12,7 @@ from PIL import Image
 
 from scoregen.data.digits import load_digits
 from scoregen.evaluation.examine import EXAMINATIONS, Subject
+from scoregen.evaluation.metrics import METRICS
 from scoregen.evaluation.result import Result, obstacles
 from tests.cli.conftest import Run
 from tests.cli.test_input import assert_refused
@@ -136,12 +137,21 @@ def test_images_that_cannot_be_scored_are_refused_by_file(
         (["--compare", "images", "digits", "--reference", "digits"], "leave --reference out"),
         (["--weights", "incepton=x"], "--weights incepton"),
         (["--metrics", "fid_inf", "--latents", "sobol", "--num", "4"], "drop --latents sobol"),
+        (
+            ["--metrics", "fid_inf,kid,recall", "--num", "4"],
+            "fid_inf at least 4,104, recall at least 6",
+        ),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(
     call: Run, pixels: np.ndarray, request_: list[str], said: str
 ) -> None:
     assert_refused(call("evaluate.py", *request_), said)
+
+
+def test_help_names_every_metric(call: Run) -> None:
+    told = call("evaluate.py", "--help").stdout.replace(";", " ").replace(",", " ").split()
+    assert METRICS.keys() <= set(told)
 
 
 def test_quasi_random_latents_are_told_and_do_not_compare_with_independent_ones(

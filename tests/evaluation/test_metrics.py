@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from scoregen.errors import UserError
 from scoregen.evaluation.evaluator import Evaluator, evaluate
 from scoregen.evaluation.features import EXTRACTORS, build_extractor
 from scoregen.evaluation.frechet import Moments, frechet_distance
-from scoregen.evaluation.metrics import METRICS, Metric, check_metrics
+from scoregen.evaluation.metrics import METRICS, Metric, check_metrics, check_number
 from scoregen.evaluation.processes import Alone
 from scoregen.evaluation.reference import measure, reference_of
 from scoregen.evaluation.scatter import ScatterExtractor
@@ -174,6 +175,21 @@ def test_two_processes_with_uneven_shares_get_the_numbers_of_one(
         found = torch.load(tmp_path / f"result{rank}.pt", weights_only=True)
         torch.testing.assert_close(found, torch.tensor(rows, dtype=torch.float64), rtol=1e-9, atol=1e-12)
     assert len(os.listdir(tmp_path / "cache")) == 1
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_as_many_images_as_a_metric_asks_for_are_enough(
+    name: str, digits: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On 164 features; the extrapolated Frechet distance needs twice as many images as features."""
+    metric = on_scatter()[name]
+    least = metric.least - 2 * (2048 - 164) if name == "fid_inf" else metric.least
+    monkeypatch.setitem(METRICS, name, metric)
+    (result,) = evaluate([digits[:least]], [name], Held(digits)).values()
+    assert result.n == least
+    assert isfinite(result.value)
+    with pytest.raises(UserError, match=f"{name} at least"):
+        check_number(["fid", name], metric.least - 1)
 
 
 def test_a_process_without_images_adds_nothing(digits: Tensor) -> None:

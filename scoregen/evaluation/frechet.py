@@ -55,14 +55,17 @@ class Gaussian:
         the columns, and R = Q L with L L^T = Q^T cov Q: less than half the time of eigenvectors.
         """
         if self.rank < self.dim:
-            columns = torch.randn(self.dim, self.rank, generator=generator("range"), dtype=self.cov.dtype)
-            basis = torch.linalg.qr(self.cov @ columns).Q
-            inner = Gaussian(basis.T @ self.mean, basis.T @ self.cov @ basis)
-            return basis @ (inner.root if inner.cholesky is None else inner.cholesky)
+            return self._root_in_range()
         values, vectors = torch.linalg.eigh(self.cov)
         kept = values > values[-1] * self.dim * torch.finfo(values.dtype).eps
         root: Tensor = vectors[:, kept] * values[kept].sqrt()
         return root
+
+    def _root_in_range(self) -> Tensor:
+        columns = torch.randn(self.dim, self.rank, generator=generator("range"), dtype=self.cov.dtype)
+        basis: Tensor = torch.linalg.qr(self.cov @ columns).Q
+        inner = Gaussian(basis.T @ self.mean, basis.T @ self.cov @ basis)
+        return basis @ (inner.root if inner.cholesky is None else inner.cholesky)
 
     @cached_property
     def spectrum(self) -> Tensor:

@@ -13,7 +13,8 @@ from scoregen.data.cifar10 import load_cifar10
 from scoregen.data.digits import load_digits
 from scoregen.data.idx import load_idx
 from scoregen.errors import UserError
-from scoregen.evaluation.frechet import Moments, frechet_distance
+from scoregen.evaluation.frechet import frechet_distance
+from scoregen.evaluation.reference import measure
 from scoregen.evaluation.scatter import ScatterExtractor
 
 Damage = Callable[[Tensor, Tensor, float, torch.Generator], Tensor]  # (images, labels, strength, rng)
@@ -71,12 +72,8 @@ def load(name: str) -> tuple[Tensor, Tensor]:
 
 
 def distance(x: Tensor, y: Tensor) -> float:
-    sides = []
-    for images in (x, y):
-        moments = Moments(ScatterExtractor.dim)
-        moments.update(ScatterExtractor()(images))
-        sides.append(moments.summary())
-    return frechet_distance(sides[0], sides[1])
+    first, second = (measure([images], ScatterExtractor()).summary() for images in (x, y))
+    return frechet_distance(first, second)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -120,9 +120,9 @@ def test_images_that_cannot_be_scored_are_refused_by_file(
     assert_refused(call("evaluate.py", "--images", "images", *AGAINST), "0007.png", "1 x 9 x 8")
     np.savez(tmp_path / "points.npz", x=np.zeros((20, 2), np.float32))
     assert_refused(call("evaluate.py", "--images", "points.npz", *AGAINST), "not uint8 images")
-    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "small.png")
     (tmp_path / "tiny").mkdir()
-    (tmp_path / "small.png").rename(tmp_path / "tiny/small.png")
+    for name in "ab":
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / f"tiny/{name}.png")
     assert_refused(call("evaluate.py", "--images", "tiny", *AGAINST), "at least 8 x 8 pixels")
 
 

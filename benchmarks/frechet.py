@@ -1,7 +1,7 @@
 """Time the Frechet distance of 2048 features against SciPy's sqrtm and torchmetrics, and print errors and
 ratios.
 
-    python benchmarks/frechet.py [--dim 2048] [--repeats 3] [--threads 1]
+    python -m benchmarks.frechet [--dim 2048] [--repeats 3] [--threads 1]
 
 CPU seconds, interleaved, medians. The error is relative, against the exact value of a pair of covariances
 with shared eigenvectors; `decades` is the spread of their spectra.

@@ -1,7 +1,6 @@
 """metrics.json: the records that evaluate.py adds, the table it prints, and the comparison of two records."""
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -58,7 +57,6 @@ def print_records(records: Sequence[Record]) -> None:
         if details:
             print(f"  {details}")
         if record["note"]:
-            sys.stdout.flush()
             print(f"  WARNING: {record['note']}")
 
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoregen.data.augment import Augment
 from scoregen.denoisers.base import Cond, Denoise, Denoiser, expand
@@ -13,6 +12,7 @@ from scoregen.denoisers.frozen import Frozen
 from scoregen.diffusion.noise import SigmaDistribution
 from scoregen.errors import UserError
 from scoregen.networks.base import Role
+from scoregen.networks.layers import twice_differentiable
 from scoregen.objectives.base import Loss
 from scoregen.ranges import NonNegative
 from scoregen.rng import BatchRng
@@ -66,7 +66,7 @@ class LikelihoodScoreLoss(nn.Module):
             raise UserError("objective=dlsm needs data with classes; set data.conditional=true")
         sigma = self.sigma.quantile(rng.stratified()).to(x0)
         x = (x0 + expand(sigma, x0) * rng.randn_like(x0)).requires_grad_()
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
+        with twice_differentiable():
             log_q = denoiser(x, sigma).log_softmax(1)
         known = cond < log_q.shape[1]
         log_likelihood = log_q.gather(1, torch.where(known, cond, 0)[:, None])[:, 0] * known

@@ -64,16 +64,25 @@ def test_the_memorising_denoiser_is_told_from_the_one_of_the_population(
     assert "memorises" not in capsys.readouterr().out
 
 
-def test_a_lower_floor_once_seen_is_kept_to_judge_a_later_training_loss() -> None:
-    """The population's denoiser first, then a memorising one: its own held-out loss is no excuse."""
+def test_the_floor_is_the_lowest_held_out_loss_so_far() -> None:
+    """After the population's denoiser neither memory with its own bad held-out loss goes unnoticed, nor is a
+    gap to a training loss over the floor taken for it.
+    """
     hook = HeldoutHook(images=COUNT, draws=4, sigma_data=1.0, **LEVELS)
-    run = Run(GaussianDenoiser(torch.zeros(8), torch.tensor(1.0)))
+    run, empirical = (
+        Run(GaussianDenoiser(torch.zeros(8), torch.tensor(1.0))),
+        EmpiricalDenoiser(data("train").x),
+    )
     hook(run)
-    run.denoiser = EmpiricalDenoiser(data("train").x)
+    run.denoiser = empirical
     hook(run)
     assert run.rows[1]["heldout_memorised_by_sigma"][:2] == [True, True]
     assert run.rows[1]["heldout_stale_by_sigma"] == [1, 1, 1]
     assert not run.rows[1]["heldout_improved"]
+    run.denoiser = lambda x, sigma, cond: empirical(x, sigma) + 0.24  # at .2, training loss 1.5, held-out 15
+    hook(run)
+    assert run.rows[2]["heldout_gap_by_sigma"][0] > 10
+    assert not run.rows[2]["heldout_memorised_by_sigma"][0]
 
 
 def test_chance_is_not_taken_for_memory() -> None:

@@ -135,7 +135,7 @@ def picture(models: Mapping[str, NetworkDenoiser], path: Path, sigma: float = 0.
     for ax in axes.flat[len(models) + 1 :]:
         ax.remove()
     figure.colorbar(image, ax=axes, label=r"$\sigma\,\Vert s - s_{true}\Vert$", shrink=0.8)
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=64)
 
 
 def plane(count: int) -> Tensor:

@@ -76,6 +76,5 @@ def _result(found: dict[str, Copies], num: int, train: Dataset, known: Tensor) -
         reference=train.name,
         reference_fingerprint=train.fingerprint,
         reference_n=len(known),
-        note="share of samples three times closer to one training image than to any other; see details",
         details={name: value for name, value in details.items() if value == value},  # JSON has no NaN
     )

@@ -68,10 +68,11 @@ def measure_nll(
         name="nll",
         value=float(bits.mean()),
         n=len(bits),
+        extractor="probability flow",
+        resize=_protocol(likelihood, data),
         reference=data.name,
         reference_fingerprint=data.fingerprint,
         reference_n=len(data),
-        note=_protocol(likelihood, data),
         details={
             "standard_error": error,
             "evaluations": float(evaluations.mean()),
@@ -96,11 +97,11 @@ def _values(
 
 
 def _protocol(likelihood: FlowLikelihood, data: Dataset) -> str:
-    """How the number came about."""
+    """What two numbers must share to compare: how pixels became densities, and how these were integrated."""
     levels = data.fetch(torch.tensor([0])).x.dtype == torch.uint8
     probes = "exact trace" if likelihood.probes is None else f"{likelihood.probes} probe(s) a sample"
-    tail = "levels dequantised uniformly, an upper bound" if levels else "a differential entropy"
+    tail = "levels dequantised uniformly" if levels else "none: the entropy is differential"
     return (
-        f"bits per dimension of held-out data by the probability flow, sigma {likelihood.sigma_min:g} to "
-        f"{likelihood.sigma_max:g}, {likelihood.solver}, {probes}, prior the training data's Gaussian; {tail}"
+        f"{tail}; sigma {likelihood.sigma_min:g} to {likelihood.sigma_max:g}, {likelihood.solver}, {probes}, "
+        "prior the training data's Gaussian"
     )

@@ -52,7 +52,7 @@ def test_the_likelihood_and_the_report_of_a_run(call: Run, run: Path) -> None:
     # Of a model that has hardly been trained: about that of the Gaussian that it is compared with, or worse.
     assert 2 < record["value"] < 12
     assert record["n"] == 12
-    assert "sigma 0.002 to 80" in record["note"]
+    assert "sigma 0.002 to 80" in record["resize"]
     page = Text((run / "report.html").read_text()).text
     for part in ("nll", f"{record['value']:.5g}", "HeunSampler: 3 steps, 5 network evaluations", "trainer:"):
         assert part in page

@@ -107,7 +107,7 @@ def _metrics(records: Sequence[Mapping[str, Any]]) -> str:
         how = "; ".join(part for part in (protocol(record), _details(record), record.get("note")) if part)
         lines.append(f"<tr><td><b>{escape(record['name'])}</b></td>{cells}</tr>")
         lines.append(f'<tr><td class="how" colspan="7">{escape(how)}</td></tr>')
-    head = "".join(f"<th>{name}</th>" for name in ("metric", "mean", "min", "max", "spread", "n", "repeats"))
+    head = "".join(f"<th>{name}</th>" for name in ("metric", "mean", "min", "max", "spread", "n", "times"))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     return f'<div class="table">{table}</div>'
 

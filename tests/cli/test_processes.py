@@ -126,6 +126,9 @@ def test_distillation_by_two_processes_is_that_by_one_and_resumes_exactly(run: R
         done = run("train.py", *distil, f"trainer.total={total}", f"run_dir={name}", processes=processes)
         assert done.returncode == 0, done.stderr
     assert_same_end(tmp_path / "two", tmp_path / "halves")
+    drawn = run("sample.py", "--run", "two", "--seeds", "0-3")
+    assert "OneStepSampler: 1 steps, 1 network evaluations per image" in drawn.stdout
+    assert len(_images(tmp_path / "out")) == 4
     for ours, theirs in zip(log_of(tmp_path / "one"), log_of(tmp_path / "two"), strict=True):
         for name in ("loss", "fake/loss", "critic/loss", "ratio_q50"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4)

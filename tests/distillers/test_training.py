@@ -152,6 +152,22 @@ def test_a_student_starts_as_its_teacher_at_the_level_it_is_sampled_from(distil:
     assert student.sigma_max == 2.5
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_scores_of_equal_networks_differ_by_nothing_and_are_compared_in_float32(
+    distil: Distil, precision: str
+) -> None:
+    trainer = distil("sid", f"teacher_precision={precision}", "optimizer.lr=0.01")
+    (batch,) = trainer._micro_batches()
+    networks = trainer.method.networks
+    assert trainer.method.draw(batch).dtype == torch.float32
+    x, sigma = torch.randn(8, 1, 8, 8), torch.rand(8)
+    assert networks.teacher(x, sigma, batch.cond).dtype == torch.float32
+    loss = trainer.method.student_loss(batch)
+    assert loss.logs["difference"].abs().max() == 0
+    trainer.train_step()
+    assert trainer.method.student_loss(batch).logs["difference"].min() > 0
+
+
 def test_methods_without_data_read_none(distil: Distil, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object) -> None:
         raise UserError("no data here")

@@ -43,7 +43,7 @@ def test_micro_batches_change_only_the_order_of_sums(distil: Distil, method: str
     logs = []
     for micro in ("null", "4"):
         trainer = distil(method, f"trainer.microbatch={micro}", run=micro)
-        for _ in range(2):
+        for _ in range(3):  # in the third, the student moves again where it waits, and the scores differ
             trainer.train_step()
         logs.append(trainer.read_meters())
         trainer.close()

@@ -67,7 +67,8 @@ def follow_teacher(cfg: DictConfig) -> DictConfig:
         cfg.network, cfg.precond, cfg.sigma_data = found.cfg.network, found.cfg.precond, found.cfg.sigma_data
         if dropout is not None and "dropout" in cfg.network:
             cfg.network.dropout = dropout
-        if cfg.data._target_ != found.cfg.data._target_:
+        # A converted weights file need not know what it was trained on; its shape is compared later.
+        if found.run_dir is not None and cfg.data._target_ != found.cfg.data._target_:
             raise UserError(
                 f"teacher={cfg.teacher} was trained on {found.cfg.data._target_}, this run names "
                 f"{cfg.data._target_}; choose the `data` of the teacher"

@@ -106,7 +106,8 @@ def _model(args: argparse.Namespace, metrics: list[str], parallel: Parallel) -> 
             return (samples.images for samples in drawn)
 
         seed = args.seed + k * num
-        return examination(Subject(denoiser, data, draw, num, args.batch, seed, parallel.device, parallel))
+        device, processes = parallel.device, parallel
+        return examination(Subject(denoiser, data, draw, num, args.batch, seed, device, processes, sampler))
 
     def report() -> Path:
         from scoregen.report.run import write_report

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 
 from scoregen.cli.entry import DONE, run_entry
@@ -33,36 +34,39 @@ def _search(argv: Sequence[str]) -> int:
     for flag in ("steps", "trials", "clips"):
         if getattr(args, flag) < 1:
             raise UserError(f"--{flag} {getattr(args, flag)}: at least 1")
-    from scoregen.cli.sound import load_conditions
+    from scoregen.build import build_data
     from scoregen.cli.source import load_source
     from scoregen.diffusion.wavegrad import BetaGrid
-    from scoregen.evaluation.spectral import LS_MAE, evaluate_sound
+    from scoregen.evaluation.processes import Alone
+    from scoregen.evaluation.spectral import spectral_error
     from scoregen.parallel import Parallel
     from scoregen.rng import generator
+    from scoregen.samplers.generate import DivergedError
     from scoregen.samplers.schedule_search import search_schedule
     from scoregen.samplers.wavegrad import WaveGradSampler
 
-    parallel = Parallel(args.device)
-    source = load_source(Path(args.run), parallel.device)
-    conditions = load_conditions(source)
-    if conditions is None:
-        raise UserError(f"--run {args.run}: no model of sound, whose spectrograms could be compared")
+    device = Parallel(args.device).device
+    source = load_source(Path(args.run), device)
+    test = build_data(source.cfg, "test")
 
     def score(betas: tuple[float, ...]) -> float:
         sampler = WaveGradSampler(steps=len(betas), grid=BetaGrid(betas=betas))
-        seeds = range(args.clips)
-        found = evaluate_sound(
-            source.denoiser, sampler, seeds, conditions, batch=args.clips, parallel=parallel
-        )
-        return found[LS_MAE].value
+        model, seeds, alone = source.denoiser, range(args.clips), Alone()
+        try:
+            return spectral_error(
+                model, sampler, seeds, test, batch=args.clips, device=device, processes=alone
+            ).value
+        except DivergedError:
+            return inf
 
     rng = generator("schedule", args.seed)
     betas, error = search_schedule(score, args.steps, trials=args.trials, rng=rng)
+    if error == inf:
+        raise UserError(f"--run {args.run}: with every schedule the samples diverged; train the model longer")
     text = ",".join(f"{beta:g}" for beta in betas)
     print(source.description)
-    print(f"best of {args.trials} schedules: {LS_MAE} {error:.3f} dB on {args.clips} clips")
+    print(f"best of {args.trials} schedules: ls_mae {error:.3f} dB on {args.clips} clips")
     print(f"python sample.py --run {args.run} --sampler wavegrad_6 steps={args.steps} grid.betas=[{text}]")
-    parallel.close()
     return DONE
 
 

@@ -10,6 +10,7 @@ from scoregen.data.base import Dataset
 from scoregen.denoisers.base import Denoiser
 from scoregen.evaluation.processes import Processes
 from scoregen.evaluation.result import Result
+from scoregen.samplers.base import Sampler
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Subject:
         seed: of what is drawn at random.
         device: where to compute.
         processes: this process among the others.
+        sampler: with which it would draw.
     """
 
     denoiser: Denoiser
@@ -34,6 +36,7 @@ class Subject:
     seed: int
     device: torch.device
     processes: Processes
+    sampler: Sampler
 
 
 Examine = Callable[[Subject], Result]  # the same result in every process
@@ -62,5 +65,23 @@ def _memorization(subject: Subject) -> Result:
     )
 
 
+def _spectral_error(subject: Subject) -> Result:
+    from scoregen.evaluation.spectral import spectral_error
+
+    return spectral_error(
+        subject.denoiser,
+        subject.sampler,
+        range(subject.seed, subject.seed + subject.num),
+        subject.data("test"),
+        batch=subject.batch,
+        device=subject.device,
+        processes=subject.processes,
+    )
+
+
 # By the names that evaluate.py knows: one file with such a function, and one line here.
-EXAMINATIONS: dict[str, Examine] = {"nll": _nll, "memorization": _memorization}
+EXAMINATIONS: dict[str, Examine] = {
+    "nll": _nll,
+    "memorization": _memorization,
+    "ls_mae": _spectral_error,
+}

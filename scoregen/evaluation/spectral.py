@@ -1,22 +1,20 @@
 """How far generated sound is from the real one whose spectrogram it was given."""
 
 from collections.abc import Sequence
-from statistics import stdev
 
 import torch
 from torch import Tensor
 
+from scoregen.data.base import Dataset
 from scoregen.data.conditions import Conditions
 from scoregen.data.mel import DECIBELS, LogMel
 from scoregen.data.sound import SoundDataset
 from scoregen.denoisers.base import Denoiser
 from scoregen.errors import UserError
+from scoregen.evaluation.processes import Processes
 from scoregen.evaluation.result import Result
-from scoregen.parallel import Parallel
 from scoregen.samplers.base import Sampler
 from scoregen.samplers.generate import generate
-
-LS_MAE = "ls_mae"
 
 
 def log_mel_error(x: Tensor, told: Tensor, mel: LogMel) -> Tensor:
@@ -24,39 +22,37 @@ def log_mel_error(x: Tensor, told: Tensor, mel: LogMel) -> Tensor:
     return DECIBELS * (mel(x) - told).abs().flatten(1).mean(1)
 
 
-def evaluate_sound(
+def spectral_error(
     denoiser: Denoiser,
     sampler: Sampler,
     seeds: Sequence[int],
-    conditions: Conditions,
+    data: Dataset,
     *,
     batch: int,
-    parallel: Parallel,
-) -> dict[str, Result]:
-    """`ls_mae` over one sound a seed: `log_mel_error` against the spectrogram that it was given, in dB.
+    device: torch.device,
+    processes: Processes,
+) -> Result:
+    """`ls_mae`: the mean `log_mel_error` of one sound a seed, each told a spectrogram of `data`, in dB.
 
     The spread is its standard error. After the log-mel spectral error of Chen et al., WaveGrad, 2020, arXiv
     2009.00713 (remembered); theirs is in other units and of other spectrograms, so the numbers do not
     compare. Raises UserError where the data are no sound.
     """
-    data = conditions.data
     if not isinstance(data, SoundDataset):
-        raise UserError(f"{data.name} is no sound: {LS_MAE} does not apply to it")
-    mine, device = seeds[parallel.rank :: parallel.world], parallel.device
-    errors = [
-        log_mel_error(samples.x, conditions(samples.seeds).to(device), data.mel).tolist()
-        for samples in generate(denoiser, sampler, mine, batch=batch, device=device, conditions=conditions)
-    ]
-    gathered = parallel.gather([error for part in errors for error in part])
-    values = [error for share in gathered for error in share] or [0.0]
-    spread = stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    result = Result(
-        LS_MAE,
-        float(torch.tensor(values, dtype=torch.float64).mean()),
-        len(values),
+        raise UserError(f"{data.name} is no sound: ls_mae does not apply to it")
+    conditions, mine = Conditions(data), seeds[processes.rank :: processes.world]
+    totals = torch.zeros(3, dtype=torch.float64)  # how many, their sum, and that of their squares
+    for samples in generate(denoiser, sampler, mine, batch=batch, device=device, conditions=conditions):
+        error = log_mel_error(samples.x, conditions(samples.seeds).to(device), data.mel).double().cpu()
+        totals += torch.stack([torch.ones_like(error), error, error.square()], 1).sum(0)
+    n, total, squares = processes.sum(totals).tolist()
+    variance = max(squares / n - (total / n) ** 2, 0.0) * n / max(n - 1, 1)
+    return Result(
+        "ls_mae",
+        total / n,
+        int(n),
         reference=data.name,
         reference_fingerprint=data.fingerprint,
         reference_n=len(data),
-        spread=spread,
+        spread=(variance / n) ** 0.5,
     )
-    return {LS_MAE: result}

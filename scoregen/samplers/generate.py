@@ -15,6 +15,10 @@ from scoregen.rng import SampleRng
 from scoregen.samplers.base import Sampler
 
 
+class DivergedError(UserError):
+    """Samples are not finite."""
+
+
 @dataclass(frozen=True)
 class Samples:
     """One batch of samples and what they came from."""
@@ -84,7 +88,7 @@ def _check_finite(x: Tensor, seeds: Sequence[int]) -> None:
     finite = x.flatten(1).isfinite().all(1).tolist()
     bad = [seed for seed, fine in zip(seeds, finite, strict=True) if not fine]
     if bad:
-        raise UserError(
+        raise DivergedError(
             f"{len(bad)} of {len(seeds)} samples are not finite, first that of seed {bad[0]}; the model has "
             "diverged, or the sampler's settings do not suit it (try another sampler or precision=fp32)"
         )

@@ -1,5 +1,6 @@
 """Sound through the same commands: a tiny vocoder trained, sampled to wav files, and scored."""
 
+import json
 import wave
 from pathlib import Path
 
@@ -51,6 +52,23 @@ def test_a_vocoder_is_trained_sampled_and_scored_by_the_same_commands(call: Run,
         expected = data.x[seed % len(data), 0].numpy()
         np.testing.assert_allclose(real / 32767, expected, atol=1 / 32767)
     assert (tmp_path / "out" / "spectrograms.png").stat().st_size > 1000
+    sampler = ["--sampler", "wavegrad_6", "--device", "cpu"]
+    done = call("evaluate.py", "--run", "run", "--metrics", "ls_mae", "--num", "5", *sampler)
+    assert done.returncode == 0, done.stderr
+    (record,) = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (record["name"], record["n"], record["reference"], record["nfe"]) == ("ls_mae", 5, "vowels", 6)
+
+
+def test_a_short_schedule_is_searched_and_its_command_draws_with_it(call: Run) -> None:
+    assert call("train.py", *TINY).returncode == 0
+    flags = ["--run", "run", "--steps", "4", "--trials", "20", "--clips", "2", "--device", "cpu"]
+    done = call("search_schedule", *flags)
+    assert done.returncode == 0, done.stderr
+    command = done.stdout.splitlines()[-1].split()
+    assert command[:2] == ["python", "sample.py"]
+    done = call(*command[1:], "--seeds", "0", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "WaveGradSampler: 4 steps" in done.stdout
 
 
 def test_a_vocoder_draws_alone_what_it_draws_in_a_batch(call: Run, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.solver_accuracy import write
+from benchmarks.pages import write_section
 from scoregen import config
 from scoregen.build import ModelSpec, build_denoiser
 from scoregen.rng import BatchRng, generator
@@ -119,7 +119,7 @@ def main() -> None:
     tables = "\n\n".join(table(name, size, args.rounds, args.device) for name, size in batches.items())
     print(tables)
     if args.write:
-        write(args.write, f"objective_cost {args.device}", tables)
+        write_section(args.write, f"objective_cost {args.device}", tables)
 
 
 if __name__ == "__main__":

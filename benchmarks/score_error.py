@@ -19,7 +19,7 @@ from statistics import mean, stdev
 import torch
 from torch import Tensor
 
-from benchmarks.solver_accuracy import write
+from benchmarks.pages import write_section
 from scoregen import config
 from scoregen.build import ModelSpec, build_denoiser
 from scoregen.data.toys import load_mixture, ring_means
@@ -174,7 +174,7 @@ def main() -> None:
         lines.append(row(name, results))
         print(lines[-1], flush=True)
     if args.write:
-        write(args.write, "score_error", "\n".join(lines))
+        write_section(args.write, "score_error", "\n".join(lines))
         shown = {name: models[name] for name in PICTURED if name in models}
         picture(shown, args.write.parent / "images" / "score_matching.png")
 

@@ -128,8 +128,9 @@ def _check_pair(objective: Objective, denoiser: NetworkDenoiser, augment: Augmen
 
 
 def _check_derivatives(cfg: DictConfig, objective: Objective, denoiser: NetworkDenoiser) -> None:
-    """Refuse to compile what is differentiated twice; warn where a derivative misses kinks."""
-    differentiates = getattr(getattr(objective, "base", objective), "differentiates", False)
+    """Refuse to compile what is differentiated twice; warn where a derivative misses kinks or is rounded."""
+    base = getattr(objective, "base", objective)
+    differentiates = getattr(base, "differentiates", False)
     if cfg.trainer.get("compile", False) and (differentiates or isinstance(denoiser.network, EnergyNetwork)):
         raise UserError(
             "trainer.compile=true: torch.compile has no second derivatives, which energy networks and "
@@ -140,6 +141,11 @@ def _check_derivatives(cfg: DictConfig, objective: Objective, denoiser: NetworkD
             "%s takes the derivative of the score, but %s has kinks (%s): the trace misses what happens at "
             "them, and the score learned is wrong. Use smooth activations such as silu, or objective=lcss",
             type(objective).__name__, type(denoiser.network).__name__, ", ".join(kinks),
+        )  # fmt: skip
+    if getattr(base, "subtracts", False) and cfg.precision != "fp32":
+        log.warning(
+            "%s divides differences of scores at points nearby by their distance, and with them the rounding "
+            "of precision=%s; precision=fp32 is safer", type(objective).__name__, cfg.precision,
         )  # fmt: skip
 
 

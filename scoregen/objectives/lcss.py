@@ -1,7 +1,7 @@
 """Local curvature smoothing with Stein's identity (LCSS): the trace from values around the point."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -63,6 +63,7 @@ class LCSSLoss(ScoreMatchingLoss):
     Matching, 2024, arXiv 2412.03962.
     """
 
+    subtracts: ClassVar[bool] = True
     width: Positive = 0.1
     estimator: Estimator = "control_variate"
     norm_at: NormAt = "x"

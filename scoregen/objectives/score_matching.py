@@ -42,6 +42,7 @@ class ScoreMatchingLoss(ABC):
     process: ForwardProcess
     weight: Weight
     differentiates: ClassVar[bool] = False  # whether derivatives of the score are taken
+    subtracts: ClassVar[bool] = False  # whether scores at points nearby are
 
     def __call__(self, denoiser: Denoise, x0: Tensor, cond: Cond, rng: BatchRng) -> Loss:
         """The loss at clean data x0 [B, *shape] with class ids cond [B]."""

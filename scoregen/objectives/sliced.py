@@ -105,6 +105,7 @@ class FiniteDifferenceLoss(ScoreMatchingLoss):
     arXiv 2007.03317. Their step is one number for all noise levels and the whole image.
     """
 
+    subtracts: ClassVar[bool] = True
     width: Positive = 0.1
 
     def matching(self, score: Score, x: Tensor, sigma: Tensor, rng: BatchRng) -> Tensor:

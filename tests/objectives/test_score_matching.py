@@ -446,7 +446,7 @@ def test_differences_are_of_one_dropout_mask(normal: Normal):
     for kind in (LCSSLoss, FiniteDifferenceLoss):
         objective = [kind(AddedNoise(Fixed(0.5)), EDMWeight(), width=width) for width in (1e-6, 0.1)]
         near, far = (o(denoiser, x0, None, BatchRng("dropout", size=512)).value.std() for o in objective)
-        assert float(near) < 2 * float(far)
+        assert float(near.detach()) < 2 * float(far.detach())
 
 
 def test_the_weights_of_far_modes_are_invisible():
@@ -525,6 +525,18 @@ def test_a_network_with_kinks_is_told_what_it_costs(caplog: pytest.LogCaptureFix
         cfg.objective = config.compose([f"objective={objective}"])[0].objective
         build_step(cfg, ModelSpec((2,)), config.instantiate(cfg.augment))
         assert ("ReluMLP has kinks (Relu): the trace misses" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(
+    ("objective", "precision", "warned"),
+    [("lcss", "bf16", True), ("fd_ssm", "fp16", True), ("lcss", "fp32", False), ("ssm_vr", "bf16", False)],
+)
+def test_differences_in_half_precision_are_warned_of(
+    objective: str, precision: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg, _ = config.compose(["data=moons", "network=mlp", f"objective={objective}", f"precision={precision}"])
+    build_step(cfg, ModelSpec((2,)), config.instantiate(cfg.augment))
+    assert (f"the rounding of precision={precision}" in caplog.text) == warned
 
 
 class ReluMLP(MLP):

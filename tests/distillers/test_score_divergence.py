@@ -14,6 +14,7 @@ from scoregen.distillers.generator import GeneratorLoss, SampleWeight, SigmaPowe
 from scoregen.distillers.score_divergence import DiffInstructLoss, SiDLoss, SIMLoss
 from scoregen.errors import UserError
 from scoregen.objectives.base import Loss
+from scoregen.objectives.denoising import DenoisingLoss, EDMWeight
 from scoregen.rng import BatchRng
 from tests.distillers.oracle import NODE_WEIGHTS, NODES, GridRng, Toy, gaussian, normal_grid, slopes
 
@@ -175,6 +176,18 @@ def test_sim_descends_a_distance_of_a_users_own() -> None:
 
     loss = SIMLoss(LEVEL, UnitWeight(), Cosh())
     assert gradient(loss) == pytest.approx(slopes(frozen, TOY.a, TOY.b), abs=1e-8)
+
+
+@pytest.mark.parametrize("toy", CASES)
+def test_the_fake_score_learns_the_denoiser_of_what_is_generated(toy: Toy) -> None:
+    """Of the affine ones, slope a^2 / V_q and intercept sigma^2 b / V_q are where its objective rests."""
+    at = torch.tensor([toy.a**2 / toy.v_q, toy.sigma**2 * toy.b / toy.v_q], dtype=torch.float64)
+    at.requires_grad_()
+    objective = DenoisingLoss(toy.level, EDMWeight())
+    x0, rng = toy.a * NODES[:, :1] + toy.b, GridRng(NODES[:, 1:])
+    value = objective(lambda x, sigma, cond: at[0] * x + at[1], x0, None, rng).value
+    (slope,) = torch.autograd.grad((NODE_WEIGHTS * value).sum(), at)
+    torch.testing.assert_close(slope, torch.zeros(2, dtype=torch.float64), atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("c", [0.0, -1.0])

@@ -15,6 +15,7 @@ DISTILLERS = {
     "meanflow": MeanFlowDistiller,
     "ratio": RatioDistiller,
     "sid": ScoreDistiller,
+    "sida": CriticDistiller,
     "sim": ScoreDistiller,
     "smm": MismatchDistiller,
 }

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from scoregen import config
 from scoregen.data.augment import Augment
-from scoregen.data.base import Dataset
+from scoregen.data.base import Dataset, first_samples
 from scoregen.data.codec import IDENTITY, LogCodec, encoded
 from scoregen.data.stats import measure
 from scoregen.data.stream import LabelStream, Stream
@@ -53,7 +53,8 @@ SIGMA_DATA_TOLERANCE = 0.25  # relative; beyond it a warning tells the measured 
 def build_data(cfg: DictConfig, split: str) -> Dataset:
     """The data set of a configuration; a UserError says what is missing or damaged."""
     data: Dataset = config.instantiate(cfg.data, split=split)
-    return data
+    subset = cfg.trainer.get("subset")
+    return data if subset is None or split != "train" else first_samples(data, subset)
 
 
 class Built(NamedTuple):

@@ -18,6 +18,9 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from scoregen.errors import UserError
 
+# Groups whose files are of no node: they override the others, the later the earlier.
+PRESETS = ("experiment", "debug")
+
 # A finished or interrupted run may be continued with another value of these.
 MUTABLE = (
     *("name", "run_dir", "device", "dry", "data.root", "hooks", "logger", "sampler", "teacher"),
@@ -118,8 +121,8 @@ def _split(
             problems.append(
                 Problem(override, "not understood; write key=value, for example trainer.batch=64")
             )
-        elif key == "experiment" and text == "null":
-            choices.append("~experiment")
+        elif key in PRESETS and text == "null":
+            choices.append(f"~{key}")
         elif key in known and text not in known[key]:
             problems.append(Problem(override, f"no such {key}; {suggest(text, known[key])}"))
         elif key in known:

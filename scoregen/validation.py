@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from scoregen.config import Problem, flatten, groups, locate, suggest, to_container
+from scoregen.config import PRESETS, Problem, flatten, groups, locate, suggest, to_container
 from scoregen.ranges import NonNegativeInt, Positive, Range
 
 # Arguments that the framework fills in when it builds a group; they cannot be configured.
@@ -24,7 +24,7 @@ FILLED_IN: dict[str, frozenset[str]] = {
     "distiller": frozenset({"networks"}),
 }
 COLLECTIONS = ("hooks",)  # groups of named nodes
-OPTIONAL = frozenset({"experiment", "distiller"})  # groups of which there may be no choice
+OPTIONAL = frozenset({*PRESETS, "distiller"})  # groups of which there may be no choice
 
 
 class RunOptions(NamedTuple):
@@ -78,7 +78,7 @@ def _check_root(plain: Mapping[str, Any]) -> list[Problem]:
             problems += _check_type(value, hints[key], key)
         elif key not in allowed:
             problems.append(Problem(f"{key}={value}", f"unknown key; {_suggest_key(key, plain, allowed)}"))
-        elif not isinstance(value, Mapping | NoneType) and key != "experiment":
+        elif not isinstance(value, Mapping | NoneType) and key not in PRESETS:
             problems.append(
                 Problem(f"{key}={value}", "a group of keys, not a value; choose a file or set a key")
             )

@@ -109,6 +109,17 @@ class ArrayDataset:
         return ArrayDataset(self.name, x, label, class_names=names, num_classes=classes)
 
 
+def first_samples(data: Dataset, count: int) -> ArrayDataset:
+    """The first `count` samples, in memory; a UserError where there are fewer."""
+    if count > len(data):
+        raise UserError(f"trainer.subset={count}: {data.name} has only {len(data)} samples to train on")
+    rows = torch.arange(count)
+    if isinstance(data, ArrayDataset):
+        return data.select(rows)
+    names = getattr(data, "class_names", ())
+    return ArrayDataset(data.name, *data.fetch(rows), class_names=names, num_classes=data.num_classes)
+
+
 def _check_labels(
     name: str, n: int, label: Tensor, class_names: Sequence[str], num_classes: int | None
 ) -> int:

@@ -20,6 +20,7 @@ class TrainerOptions:
         max_skipped: skipped steps in a row after which the run gives up.
         keep: newest checkpoints to keep, beside the best by held-out loss.
         workers: threads that decode ahead, for data sets that are not held in memory.
+        subset: use the first so many training images only; null uses all.
         compile: whether to compile the network in place.
     """
 
@@ -32,4 +33,5 @@ class TrainerOptions:
     max_skipped: PositiveInt = 10
     keep: PositiveInt = 3
     workers: PositiveInt = 4
+    subset: PositiveInt | None = None
     compile: bool = False

@@ -59,6 +59,7 @@ class Trainer:
     averaged_to: int = 0  # nimg after the last step of the model, which the average follows
     heldout_loss: float | None = None  # at this nimg, by which the best checkpoint is kept
     step_seconds: float = 0.0  # spent in steps by this process
+    data_seconds: float = 0.0  # of these, waiting for data
     ended: bool = False
 
     def __post_init__(self) -> None:
@@ -125,11 +126,13 @@ class Trainer:
     def _micro_batches(self) -> list[MicroBatch]:
         """This process's rows of the global batch, piece by piece."""
         batch, share = self.options.batch, self.parallel.rows(self.options.batch)
-        size = self.options.microbatch or len(share)
-        return [
+        size, started = self.options.microbatch or len(share), time.perf_counter()
+        pieces = [
             MicroBatch(*self.stream.batch(self.nimg, batch, rows), self.seed, self.nimg, batch, rows)
             for rows in (slice(i, i + size) for i in range(share.start, share.stop, size))
         ]
+        self.data_seconds += time.perf_counter() - started
+        return pieces
 
     def _run_phase(self, phase: Phase, pieces: Sequence[MicroBatch]) -> Tensor:
         """One optimizer step of one role; returns 1, or 0 where its gradient was not finite."""

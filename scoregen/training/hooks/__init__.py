@@ -1,9 +1,10 @@
-"""What happens at intervals of a run: status, held-out loss, sample grids, metrics, checkpoints."""
+"""What happens at intervals of a run: status, held-out loss, sample grids, metrics, profile, checkpoints."""
 
 from scoregen.training.hooks.base import Hook
 from scoregen.training.hooks.evaluate import EvaluateHook
 from scoregen.training.hooks.grid import GridHook
 from scoregen.training.hooks.heldout import HeldoutHook
+from scoregen.training.hooks.profile import ProfileHook
 from scoregen.training.hooks.save import CheckpointHook, EMASnapshotHook
 from scoregen.training.hooks.status import ProgressHook, StatusHook
 
@@ -14,6 +15,7 @@ __all__ = [
     "GridHook",
     "HeldoutHook",
     "Hook",
+    "ProfileHook",
     "ProgressHook",
     "StatusHook",
 ]

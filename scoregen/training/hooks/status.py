@@ -4,8 +4,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from scoregen.machine import peak_memory_gb
 from scoregen.ranges import PositiveInt
 from scoregen.training.hooks.base import Hook
 
@@ -39,7 +38,7 @@ class StatusHook(Hook):
             "img_per_s": round(rate, 2),
             "ms_per_step": round(1000 * seconds * trainer.options.batch / max(images, 1), 2),
             "seconds_left": round((trainer.options.total - trainer.nimg) / max(rate, 1e-9), 1),
-            "memory_gb": round(_memory_gb(trainer.parallel.device), 2),
+            "memory_gb": round(peak_memory_gb(trainer.parallel.device), 2),
         }
 
 
@@ -53,16 +52,6 @@ def _status_line(trainer: "Trainer", averages: dict[str, Any], speed: dict[str, 
         f"  {speed['img_per_s']:,.0f} img/s  {speed['ms_per_step']:,.0f} ms/step"
         f"  left {f'{days}d ' if days else ''}{left}  {speed['memory_gb']:.1f} GB{skipped}"
     )
-
-
-def _memory_gb(device: torch.device) -> float:
-    """Peak memory: of the GPU's allocator, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 class ProgressHook(Hook):

@@ -1,0 +1,174 @@
+"""docs/results.md from the records of real runs: every number there is one of a record.
+
+usage: python -m benchmarks.ledger                     # write the page anew
+       python -m benchmarks.ledger add RUN OVERRIDES   # a record of a finished run, then the page
+           --method NAME --device NAME --difference SENTENCE [--grid FOLDER] [--name NAME] [--commit HASH]
+           [--evaluated-on NAME] [--published TEXT]
+
+`python train.py OVERRIDES` is the command that made RUN, a folder with config.yaml, log.jsonl, summary.json
+and, where evaluate.py has scored it, metrics.json; FOLDER is what sample.py wrote. Records lie in
+benchmarks/records/, pictures in docs/images/results/.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import stdev
+
+from benchmarks.record import Record, load, save
+from benchmarks.recorder import Told, from_run
+from scoregen.errors import UserError
+from scoregen.evaluation.result import protocol
+
+RECORDS = Path("benchmarks/records")
+PAGE = Path("docs/results.md")
+PREAMBLE = """\
+# Results
+
+Written by `python -m benchmarks.ledger` from [benchmarks/records](../benchmarks/records). Each number is
+one of a record, which `python -m benchmarks.ledger add` makes from a finished run, after it has checked
+that the run's configuration is what the command shown here composes to. Only the names of methods and
+devices, the commits of copies without history and the sentence about each number are written by hand.
+
+- **fd_scatter** is this project's own distance ([evaluation](evaluation.md)), not FID; smaller is
+  better. Mean ± standard deviation over disjoint ranges of seeds; without ±, one range. Values compare
+  at equal n and data only. **Floor**: about what n real images would score.
+- **NFE**: network evaluations an image. **Images**: seen in training. **Minutes**: of training steps, by
+  the log; where runs shared a device they do not tell its speed.
+- **Published**: the authors' number by the same protocol, else *none comparable*. For images that
+  protocol is FID of 50,000 samples against the named statistics, and no run here has been measured so.
+- Every run has one training seed: ± is the spread of sampling, not of training anew.
+- **Commit**: of the sources; *before* one where the copy that ran did not know its own.
+
+Measurements with pages of their own, written by their scripts: [FID of real images](fid_bias.md),
+[solvers on trained models](trained_solvers.md).
+"""
+HEADS = ("run", "data", "method", "fd_scatter", "n", "floor", "NFE", "images", "minutes", "published")
+
+
+def load_all(folder: Path = RECORDS) -> dict[str, Record]:
+    """Every record by its name."""
+    return {path.stem: load(path) for path in sorted(folder.glob("*.json"))}
+
+
+def render(records: Mapping[str, Record]) -> str:
+    """The page of these records."""
+    trained = {name: record for name, record in records.items() if not record.training.teacher}
+    distilled = {name: record for name, record in records.items() if record.training.teacher}
+    parts = [PREAMBLE, *section("Trained models", trained), *section("One-step students", distilled)]
+    return "\n".join(parts)
+
+
+def section(title: str, records: Mapping[str, Record]) -> list[str]:
+    """A table, best first within a data set, and under it every run."""
+    if not records:
+        return []
+    names = sorted(records, key=lambda name: (records[name].data, records[name].result["value"]))
+    lines = [f"| {' | '.join(HEADS)} |", f"|---|---|---|{'--:|' * (len(HEADS) - 4)}---|"]
+    lines += [row(name, records[name]) for name in names]
+    table = "\n".join(lines)
+    return [f"## {title}\n\n{table}\n", *(details(name, records[name]) for name in names)]
+
+
+def row(name: str, record: Record) -> str:
+    """One line of a table."""
+    result, training = record.result, record.training
+    floor = "" if result["floor"] is None else f"{result['floor']:.2g}"
+    cells = [f"[{name}](#{name})", record.data, record.method, number(result), f"{result['n']:,}", floor]
+    cells += [f"{result['nfe']}", f"{training.images:,}", f"{training.seconds / 60:.1f}"]
+    return f"| {' | '.join([*cells, record.published or 'none comparable'])} |"
+
+
+def number(result: Mapping[str, object]) -> str:
+    """The value to the second digit of its spread over the repeats; to three digits where there is one."""
+    values = result["values"]
+    assert isinstance(values, list)
+    if len(values) == 1:
+        return f"{values[0]:#.3g}".rstrip(".")
+    spread = stdev(values)
+    digits = max(0, 1 - int(f"{spread:e}".partition("e")[2]))
+    return f"{result['value']:.{digits}f} ± {spread:.{digits}f}"
+
+
+def details(name: str, record: Record) -> str:
+    """How one number was made, what it means, and samples."""
+    training, result, picture = record.training, record.result, record.picture
+    parts = [f"### {name}", record.difference]
+    if result["curve"]:
+        curve = ", ".join(f"{value:.3g} at {nimg:,}" for nimg, value in result["curve"])
+        parts.append(f"During training: {curve} images.")
+    commands = [training.command, result["command"], picture.command if picture else ""]
+    parts.append("\n".join(["```", *filter(None, commands), "```"]))
+    parts.append("\n".join(f"- {line}" for line in provenance(name, record)))
+    if picture:
+        alt = f"samples of {name}, seeds {picture.seeds}"
+        parts.append(f'<img src="{Path(picture.file).relative_to(PAGE.parent)}" alt="{alt}">')
+    return "\n\n".join(parts) + "\n"
+
+
+def provenance(name: str, record: Record) -> list[str]:
+    """What the number is a function of, and where each part of it is kept."""
+    training, result = record.training, record.result
+    versions = "".join(f", {key} {value}" for key, value in training.versions.items())
+    teacher = f", teacher {training.teacher} {training.teacher_sha256}" if training.teacher else ""
+    where = f"{training.device}, {training.precision}, seed {training.seed}{versions}{teacher}"
+    when = "" if result["command"] else " in training, by `hooks.evaluate`"
+    return [
+        f"trained on {where}",
+        f"scored on {result['device']}{when}: {protocol(result)}",
+        f"commit {training.commit}; weights {training.weights_sha256}, config {training.config_sha256[:16]}, "
+        f"log {training.log_sha256[:16]}; [record](../{RECORDS}/{name}.json)",
+    ]
+
+
+def add(args: argparse.Namespace) -> None:
+    """Record one run."""
+    name = args.name or args.run.name
+    told = Told(
+        method=args.method,
+        device=args.device,
+        commit=args.commit,
+        evaluated_on=args.evaluated_on or args.device,
+        published=args.published,
+        difference=args.difference,
+    )
+    RECORDS.mkdir(exist_ok=True)
+    save(RECORDS / f"{name}.json", from_run(args.run, args.overrides, args.grid, name, told))
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    commands = parser.add_subparsers(dest="command")
+    adding = commands.add_parser("add", help="record a finished run")
+    adding.add_argument("run", type=Path)
+    adding.add_argument("overrides", nargs="*", help="those of the command that made it")
+    adding.add_argument("--method", required=True, help="as a reader knows it")
+    adding.add_argument("--device", required=True, help="what trained it")
+    adding.add_argument("--difference", required=True, help="a plain sentence, without numbers of ours")
+    adding.add_argument("--grid", type=Path, help="folder with the run's grid.png and manifest.json")
+    adding.add_argument("--name", help="of the record (default: the run's)")
+    adding.add_argument("--commit", default="", help="of the sources (default: what the weights say)")
+    adding.add_argument("--evaluated-on", default="", help="what drew the samples (default: --device)")
+    adding.add_argument(
+        "--published", default="", help="a number by the same protocol, its budget, its source"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Record a run where asked, and write the page."""
+    args = parse()
+    try:
+        if args.command == "add":
+            add(args)
+        PAGE.write_text(render(load_all()))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    print(f"wrote {PAGE}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
 """Records are made from the files of a finished run, and refused where these do not agree."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def _training(run: Path, cfg: Any, summary: Summary, overrides: Sequence[str], t
         found = commit or "unknown"
         raise UserError(f"{run} was made by sources of commit {found}: give --commit, or run it anew")
     return Training(
-        command=" ".join(["python train.py", *overrides]),
+        command=shlex.join(["python", "train.py", *overrides]),
         commit=commit,
         device=told.device,
         seed=cfg.seed,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scoregen.errors import UserError
+from scoregen.slurm import adopt_slurm
 
 DONE, DEFECT, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -27,6 +28,7 @@ def run_entry(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None =
     """
     # Waiting threads must sleep: spinning makes small networks many times slower on shared cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    adopt_slurm(os.environ)
     warnings.formatwarning = lambda message, *_: f"WARNING: {message}\n"  # the reader needs no line of ours
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:

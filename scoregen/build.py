@@ -157,7 +157,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     """
     cfg, run_dir = follow_teacher(cfg), Path(cfg.run_dir)
     _check_same_run(cfg, run_dir)
-    parallel = Parallel(cfg.device)
+    parallel = Parallel(cfg.device, deterministic=cfg.deterministic)
     data = cache(partial(build_data, cfg, "train"))
     method, spec, stream, inputs = build_method(cfg, data, parallel.device)
     hooks = build_hooks(cfg)

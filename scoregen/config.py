@@ -23,8 +23,9 @@ PRESETS = ("experiment", "debug")
 
 # A finished or interrupted run may be continued with another value of these.
 MUTABLE = (
-    *("name", "run_dir", "device", "dry", "data.root", "hooks", "logger", "sampler", "teacher"),
-    *("trainer.total", "trainer.microbatch", "trainer.keep", "trainer.max_skipped", "trainer.workers"),
+    *("name", "run_dir", "device", "deterministic", "dry", "data.root", "hooks", "logger", "sampler"),
+    *("teacher", "trainer.total", "trainer.microbatch", "trainer.keep", "trainer.max_skipped"),
+    "trainer.workers",
 )
 
 

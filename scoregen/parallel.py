@@ -4,7 +4,8 @@ Order of data, randomness and checkpoints stay ours, because accelerate's own do
 """
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -24,9 +25,11 @@ class Parallel:
     Args:
         device: auto, cpu, cuda or mps; auto takes CUDA where there is one, else the CPU. MPS lacks the
             float64 that closed forms and metrics compute in, so it must be asked for.
+        deterministic: whether `repeatable` work repeats bit for bit on CUDA, too.
     """
 
-    def __init__(self, device: str = "auto") -> None:
+    def __init__(self, device: str = "auto", *, deterministic: bool = True) -> None:
+        self.deterministic = deterministic
         self.world = world_size()
         self.rank = int(os.environ.get("RANK", "0"))
         kind = _resolve_device(device)
@@ -69,6 +72,31 @@ class Parallel:
             return nullcontext()
         context: AbstractContextManager[None] = self._accelerator.no_sync(wrapped)
         return context
+
+    @contextmanager
+    def repeatable(self) -> Iterator[None]:
+        """Within it CUDA takes kernels that sum in a fixed order, if that was asked for; CPUs always do.
+
+        Raises UserError where an operation has no such kernel.
+        """
+        if self.device.type != "cuda" or not self.deterministic:
+            yield
+            return
+        # Nothing here reads memory unwritten.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        except RuntimeError as error:
+            if "deterministic implementation" not in str(error):
+                raise
+            first = str(error).partition(".")[0]
+            raise UserError(
+                f"{first} on CUDA, so a resumed run could not be bit for bit the uninterrupted one; "
+                "set deterministic=false to train all the same"
+            ) from error
+        finally:
+            torch.use_deterministic_algorithms(False)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over the processes, in place; a tensor on the CPU goes over gloo."""

@@ -36,6 +36,7 @@ class RunOptions(NamedTuple):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     sigma_data: Positive = 0.5
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    deterministic: bool = True
     teacher: str | None = None
     teacher_precision: Literal["fp32", "bf16"] = "bf16"
     dry: bool = False

@@ -98,7 +98,8 @@ class Trainer:
         with StopSignals() as signals:
             while not self.finished:
                 started = time.perf_counter()
-                self.train_step()
+                with self.parallel.repeatable():
+                    self.train_step()
                 self.step_seconds += time.perf_counter() - started
                 self._run_hooks()
                 if self.parallel.any(signals.received) and not self.finished:

@@ -151,7 +151,7 @@ def test_requests_that_make_no_sense_are_refused(
 
 def test_help_names_every_metric(call: Run) -> None:
     told = call("evaluate.py", "--help").stdout.replace(";", " ").replace(",", " ").split()
-    assert METRICS.keys() <= set(told)
+    assert METRICS.keys() | EXAMINATIONS.keys() <= set(told)
 
 
 def test_quasi_random_latents_are_told_and_do_not_compare_with_independent_ones(

@@ -35,7 +35,7 @@ metrics (docs/evaluation.md):
   is, is_inf, am                                                      and its output layer
   fd_dinov2; cmmd, fd_clip                                            pip install 'scoregen[dino]'; [clip]
   fd_scatter                                                          no weights needed
-  nll, memorization                                                   of the model itself; --run
+  nll, memorization; ls_mae                                           of the model itself, --run; of sound
 exit codes: 0 done, 2 wrong input, 1 a defect, 130 interrupted
 """
 

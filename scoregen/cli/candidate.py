@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -19,10 +19,10 @@ from scoregen.cli.sampler import (
     guide,
     sampler_manifest,
 )
-from scoregen.cli.source import data_config
+from scoregen.cli.source import data_config, need_score
 from scoregen.errors import UserError
 from scoregen.evaluation.evaluator import Evaluator
-from scoregen.evaluation.examine import Examine, Subject
+from scoregen.evaluation.examine import EXAMINATIONS, OF_SCORES, Examine, Subject
 from scoregen.evaluation.metrics import METRICS, PUBLISHED_N
 from scoregen.evaluation.model import evaluate_model
 from scoregen.evaluation.reference import batches
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from scoregen.data.base import Dataset
 
 IMAGES_BATCH = 256
+NO_RUN = "--report is of a run folder: give one with --run"
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Candidate:
         manifest: what records say of it, besides the seeds.
         num: images each time.
         judge: the results of the k-th time.
-        examine: that of a metric of the model itself; UserError where there is no model.
-        report: writes the report of the run; UserError where there is no run.
+        examine: that of a metric of the model itself, where there is a model.
+        report: writes the report of the run, where there is a run.
         data: the real images to compare with where none are named; None says that there are none.
         folder: where results go.
         cache: where statistics of real images are kept.
@@ -67,12 +68,19 @@ class Candidate:
 
 
 def choose_candidate(args: argparse.Namespace, metrics: list[str], parallel: Parallel) -> Candidate:
-    """What the flags name: a set of images, or a model."""
-    return _images(args, parallel) if args.images else _model(args, metrics, parallel)
+    """What the flags name: a set of images, or a model.
+
+    Raises UserError, before anything is drawn, where metrics or a report are asked for that it cannot have.
+    """
+    return _images(args, metrics, parallel) if args.images else _model(args, metrics, parallel)
 
 
 def _model(args: argparse.Namespace, metrics: list[str], parallel: Parallel) -> Candidate:
     source = choose_source(args, parallel.device)
+    for name in OF_SCORES.intersection(metrics):
+        need_score(source, name)
+    if args.report and source.run_dir is None:
+        raise UserError(NO_RUN)
     sampler = choose_sampler(source, args)
     source = replace(source, denoiser=guide(source, args, parallel.device))
     num, denoiser, cost = args.num or PUBLISHED_N, source.denoiser, sampler.nfe()
@@ -121,8 +129,9 @@ def _model(args: argparse.Namespace, metrics: list[str], parallel: Parallel) -> 
         **source.manifest,
         **sampler_manifest(sampler, denoiser, args),
     }
-    work = f"{args.repeats} x {num:,} images: {args.repeats * num * cost:,} evaluations"
-    described = f"{source.description}\n{describe_sampler(sampler, denoiser)}\n{work}"
+    described = f"{source.description}\n{describe_sampler(sampler, denoiser)}"
+    if not OF_SCORES.issuperset(metrics):
+        described += f"\n{args.repeats} x {num:,} images: {args.repeats * num * cost:,} evaluations"
     folder = source.run_dir or Path()
     return Candidate(described, manifest, num, judge, examine, report, source.data, folder, source.cache)
 
@@ -137,7 +146,11 @@ def refuse_extrapolation(metrics: list[str]) -> None:
         )
 
 
-def _images(args: argparse.Namespace, parallel: Parallel) -> Candidate:
+def _images(args: argparse.Namespace, metrics: list[str], parallel: Parallel) -> Candidate:
+    if args.report:
+        raise UserError(NO_RUN)
+    if of_models := [name for name in metrics if name in EXAMINATIONS]:
+        raise UserError(f"{', '.join(of_models)} examines a model, not images: give --run, or leave it out")
     data = open_images(args.images)
     num = args.num or len(data) // args.repeats
     if num * args.repeats > len(data):
@@ -155,14 +168,11 @@ def _images(args: argparse.Namespace, parallel: Parallel) -> Candidate:
         manifest["subset"] = f"seed {args.seed}"
     described = f"{args.images}: {args.repeats} x {num:,} of {len(data):,} images"
 
-    def examine(examination: Examine, k: int) -> Result:
-        raise UserError(f"{args.metrics} asks for more than images: it examines a model, give --run")
-
-    def report() -> Path:
-        raise UserError("--report is of a run folder: give one with --run")
+    def refused(*_: Any) -> NoReturn:
+        raise AssertionError("images have neither a model nor a run")
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "scoregen" / REFERENCES
-    return Candidate(described, manifest, num, judge, examine, report, lambda: None, Path(), cache)
+    return Candidate(described, manifest, num, judge, refused, refused, lambda: None, Path(), cache)
 
 
 @dataclass(frozen=True)

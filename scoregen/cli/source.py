@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from scoregen import config
 from scoregen.build import build_data
 from scoregen.data.base import Dataset
+from scoregen.data.codec import IDENTITY, codec_of
 from scoregen.data.digits import load_digits
 from scoregen.denoisers.base import Denoiser
 from scoregen.denoisers.classifier import NetworkClassifier
@@ -59,6 +60,19 @@ def load_source(path: Path, device: torch.device) -> Source:
     if isinstance(source.denoiser, NetworkClassifier):
         raise UserError(f"{path} is a classifier or discriminator: it guides a model, but draws none")
     return source
+
+
+def need_score(source: Source, purpose: str) -> None:
+    """UserError unless the model is a score of its data as they are, at every noise level."""
+    if source.cfg.get("distiller") is not None:
+        what = "a student, which denoises at no noise level: give the model that it was distilled from"
+    elif codec_of(source.denoiser) != IDENTITY:
+        what = f"of codes, not of the data ({codec_of(source.denoiser)}): give a model without precond.codec"
+    elif getattr(source.denoiser, "cond_shape", ()):
+        what = "told more than a class: give a model of images or points"
+    else:
+        return
+    raise UserError(f"{purpose} asks the score of the data; {source.description} is {what}")
 
 
 def load_judge(path: Path, device: torch.device) -> NetworkClassifier:

@@ -33,13 +33,18 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def choose_model(run: str | None, gaussian: str | None, device: torch.device) -> "Source":
-    """The trained model of a run, or the Gaussian of a data set, which needs no training."""
+    """The trained model of a run, or the Gaussian of a data set, which needs no training.
+
+    Raises UserError for a model that is no score of images as they are.
+    """
     from scoregen.build import build_data
-    from scoregen.cli.source import Source, data_config, find_source
+    from scoregen.cli.source import Source, data_config, find_source, need_score
     from scoregen.denoisers.moments import measure_gaussian
 
     if gaussian is None:
-        return find_source(run, device)
+        source = find_source(run, device)
+        need_score(source, "detection")
+        return source
     cfg = data_config(gaussian)
     data = build_data(cfg, "train")
     return Source(

@@ -85,3 +85,4 @@ EXAMINATIONS: dict[str, Examine] = {
     "memorization": _memorization,
     "ls_mae": _spectral_error,
 }
+OF_SCORES = frozenset({"nll"})  # those that ask the model itself, at all noise levels, about data as they are

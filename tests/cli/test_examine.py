@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from scoregen.detection import msma
 from tests.cli.conftest import TINY, Run
 from tests.cli.test_input import assert_refused
 
@@ -64,3 +65,35 @@ def test_only_a_run_has_a_report(call: Run, tmp_path: Path) -> None:
     done = call("evaluate.py", "--data", "digits", "--report", "--steps", "2")
     assert_refused(done, "--report is of a run folder")
     assert not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (["experiment=digits_sim", "teacher=gaussian"], "is a student"),
+        (["experiment=digits_multiplicative", "sampler.steps=2"], "is of codes, not of the data (LogCodec("),
+    ],
+)
+def test_what_is_no_score_of_the_data_has_no_likelihood_and_detects_nothing(
+    call: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: list[str], told: str
+) -> None:
+    """The numbers would come, and mean nothing."""
+    done = call("train.py", *kind, *TINY, "hooks.evaluate.every=null", "run_dir=run", "trainer.total=32")
+    assert done.returncode == 0, done.stderr
+    assert_refused(call("evaluate.py", "--run", "run", "--metrics", "fd_scatter,nll", "--num", "8"), told)
+    assert not (tmp_path / "run/metrics.json").exists()
+    assert msma.main(["fit", "--run", "run", "--out", "x.msma", "--sigmas", "0.5,0.1,3"]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "x.msma").exists()
+
+
+def test_a_report_alone_announces_no_images_and_a_wrong_one_is_refused_before_any(
+    call: Run, run: Path
+) -> None:
+    done = call("evaluate.py", "--report", "--steps", "1")
+    assert done.returncode == 0, done.stderr
+    assert "50,000" not in done.stdout
+    weights = next(run.glob("checkpoints/*/ema.safetensors"))
+    done = call("evaluate.py", "--run", str(weights), "--report", "--metrics", "fd_scatter", "--num", "8")
+    assert_refused(done, "--report is of a run folder")
+    assert "images" not in done.stdout

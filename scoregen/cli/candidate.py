@@ -19,6 +19,7 @@ from scoregen.cli.sampler import (
     guide,
     sampler_manifest,
 )
+from scoregen.cli.sound import load_conditions
 from scoregen.cli.source import data_config, need_score
 from scoregen.errors import UserError
 from scoregen.evaluation.evaluator import Evaluator
@@ -120,8 +121,8 @@ def _model(args: argparse.Namespace, metrics: list[str], parallel: Parallel) -> 
     def report() -> Path:
         from scoregen.report.run import write_report
 
-        how = describe_sampler(sampler, denoiser)
-        return write_report(source, sampler, how, batch=args.batch, device=parallel.device)
+        how, told = describe_sampler(sampler, denoiser), load_conditions(source)
+        return write_report(source, sampler, how, batch=args.batch, device=parallel.device, conditions=told)
 
     manifest = {
         "seeds": f"{args.seed}-{args.seed + num * args.repeats - 1}",

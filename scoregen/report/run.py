@@ -9,6 +9,7 @@ import torch
 
 from scoregen import config
 from scoregen.data.base import Dataset
+from scoregen.data.conditions import Conditions
 from scoregen.denoisers.base import Denoiser
 from scoregen.errors import UserError
 from scoregen.evaluation.copies import LARGEST
@@ -28,21 +29,28 @@ DRAWN, PAIRS = 64, 8
 
 
 def write_report(
-    source: "Source", sampler: Sampler, description: str, *, batch: int, device: torch.device | str
+    source: "Source",
+    sampler: Sampler,
+    description: str,
+    *,
+    batch: int,
+    device: torch.device | str,
+    conditions: Conditions | None = None,
 ) -> Path:
     """Write `report.html` into the folder of a run; where it is.
 
     Args:
         source: the run. sampler: what its samples are drawn with; `description` says which and at what cost.
-        batch, device: for drawing.
+        batch, device, conditions: for drawing, as in `generate`.
 
     Raises:
         UserError: the source is no run folder.
     """
     if source.run_dir is None:
         raise UserError("--report is of a run folder: give one with --run")
-    drawn = list(generate(source.denoiser, sampler, range(DRAWN), batch=batch, device=device))
-    samples = Samples(torch.cat([part.x.cpu() for part in drawn]), tuple(range(DRAWN)), None)
+    seeds = range(DRAWN)
+    drawn = list(generate(source.denoiser, sampler, seeds, batch=batch, device=device, conditions=conditions))
+    samples = Samples(torch.cat([part.x.cpu() for part in drawn]), tuple(seeds), None)
     rows = read_log(source.run_dir)
     content = Content(
         name=source.run_dir.name,

@@ -80,6 +80,13 @@ def test_a_vocoder_draws_alone_what_it_draws_in_a_batch(call: Run, tmp_path: Pat
     np.testing.assert_allclose(together[3], alone[0], rtol=1e-4, atol=1e-5)
 
 
+def test_a_vocoder_has_a_report(call: Run, tmp_path: Path) -> None:
+    assert call("train.py", *TINY).returncode == 0
+    done = call("evaluate.py", "--run", "run", "--report", "--sampler", "wavegrad_6", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "64 samples" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_a_run_is_planned(call: Run) -> None:
     done = call("train.py", *TINY, "dry=true")
     assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from scoregen import config
 from scoregen.data.augment import Augment
 from scoregen.data.base import Dataset
+from scoregen.data.codec import codec_of
 from scoregen.denoisers.network import NetworkDenoiser
 from scoregen.distillers.base import Distiller, Networks, freeze_unused, probe
 from scoregen.distillers.teacher import CLOSED_FORMS, Teacher, load_teacher
@@ -41,11 +42,18 @@ def build_distiller(
         )
     teacher = None if cfg.teacher is None else load_teacher(cfg, data, device)
     spec = _student_spec(cfg, teacher, data, augment)
+    if spec.cond_shape:
+        raise UserError("distillation is for models that are told a class or nothing, not of sound")
     if kind.label_dim:
         spec = replace(spec, augment_dim=kind.label_dim)
     if kind.needs_data:
         _check_data(spec, data())
     student = _student(cfg, spec, teacher).to(device)
+    if teacher is not None and codec_of(teacher.denoiser) != student.codec:
+        raise UserError(
+            f"teacher={cfg.teacher} is of the data as they are, the student's precond works on "
+            f"{student.codec}: choose a precond without codec, or a teacher that was trained with it"
+        )
     fake = TrainStep(deepcopy(student), objective, augment).to(device)
     fake.denoiser.precision = cfg.teacher_precision
     labels = torch.zeros(1, kind.label_dim, device=device) if kind.label_dim else None

@@ -252,3 +252,30 @@ def test_the_training_set_as_a_teacher_is_the_empirical_denoiser_with_a_gradient
     few = TrainingSetDenoiser(x0[:5])
     point = x0[5:6].double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: few(x, torch.tensor(2.0)), point)
+
+
+def test_a_closed_form_of_the_data_does_not_teach_a_student_of_logarithms(distil: Distil) -> None:
+    with pytest.raises(UserError, match=r"teacher=gaussian is of the data as they are.*LogCodec"):
+        distil("sim", "teacher=gaussian", "precond=log")
+
+
+def test_a_model_of_sound_is_not_distilled(tmp_path: Path) -> None:
+    tiny = ["network.up_channels=[4,4,4,4]", "network.mel_channels=4", "network.down_channels=[4,4,4,4]"]
+    sound = build_run("experiment=wavegrad_toy", "data.length=512", *tiny, f"run_dir={tmp_path / 'sound'}")
+    sound.save()
+    sound.close()
+    where = [f"teacher={tmp_path / 'sound'}", f"run_dir={tmp_path / 'student'}"]
+    with pytest.raises(UserError, match="told a class or nothing"):
+        build_run("experiment=digits_sim", "data=speech", *where)
+
+
+def test_grids_of_a_student_that_needs_no_data_read_none(
+    distil: Distil, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("data were read")
+
+    monkeypatch.setattr("scoregen.build.build_data", refuse)
+    trainer = distil("sim", "hooks.grid.every=8", "hooks.grid.count=2", "trainer.total=8")
+    assert trainer.run()
+    assert (trainer.run_dir / "samples/000000000008.png").exists()

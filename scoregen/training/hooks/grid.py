@@ -40,7 +40,8 @@ class GridHook(Hook):
             return
         seeds, device = range(self.count), trainer.parallel.device
         with trainer.averaged_denoiser() as denoiser:
-            told = conditions_of(trainer.heldout or trainer.stream.dataset)
+            # Only a model that is told something needs the data, which a distillation may do without.
+            told = conditions_of(trainer.heldout or trainer.stream.dataset) if denoiser.cond_shape else None
             drawn = list(
                 generate(denoiser, trainer.sampler, seeds, batch=self.batch, device=device, conditions=told)
             )

@@ -45,6 +45,15 @@ class Backtracking:
     interval: PositiveInt = 128_000
     threshold: Fraction | None = None
 
+    def check(self, batch: int) -> None:
+        """UserError where steps of so many images are too long to see each target of the way."""
+        last = (self.record - 1) // batch * batch  # begins the last step of the recording
+        if self.recorded(last, last).stop < self.targets:
+            raise UserError(
+                f"distiller.backtracking.record={self.record} is too short for {self.targets} targets in "
+                f"steps of {batch} images: take at least {self.targets * batch}, or fewer targets"
+            )
+
     def recorded(self, nimg: int, batch: int) -> range:
         """The numbers k = 1 ... N - 1 of the targets that are complete as the step at nimg images begins."""
         before, now = (self.targets * n // self.record for n in (nimg - batch, nimg))
@@ -182,6 +191,8 @@ class DisBackDistiller(ScoreDistiller):
     def _choose(self, batches: Sequence[MicroBatch], parallel: Parallel) -> None:
         """Go to the next target where it is due."""
         plan, targets = self.backtracking, self.targets
+        if int(targets.index):
+            plan.check(batches[0].size)
         passed = (batches[0].nimg - plan.record) // plan.interval
         if passed == int(targets.looks):
             return

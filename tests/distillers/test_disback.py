@@ -76,3 +76,16 @@ def test_a_target_of_another_network_is_refused(distil: Distil) -> None:
 def test_a_closed_form_does_not_degrade(distil: Distil) -> None:
     with pytest.raises(UserError, match="give a trained model, not a closed form"):
         distil("disback", "teacher=gaussian")
+
+
+@pytest.mark.parametrize("batch", [1, 7, 8, 16, 24, 40])
+def test_a_way_too_short_for_its_targets_is_refused(batch: int) -> None:
+    """Else the first target that the student is led to would not have been recorded."""
+    plan = Backtracking(record=40, targets=5)
+    seen = [k for nimg in range(0, plan.record, batch) for k in plan.recorded(nimg, batch)]
+    if seen == [1, 2, 3, 4]:
+        plan.check(batch)
+    else:
+        with pytest.raises(UserError, match=f"take at least {5 * batch}"):
+            plan.check(batch)
+    Backtracking(record=5 * batch, targets=5).check(batch)

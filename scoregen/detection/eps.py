@@ -125,13 +125,14 @@ def _set_up(args: argparse.Namespace, classifier: str, perturbations: int, seed:
 
 
 def _fit(args: argparse.Namespace) -> None:
+    kinds = [(attack, level) for attack in args.attacks.split(",") for level in _epsilons(args.epsilons)]
     setting = _set_up(args, args.classifier, args.perturbations, args.seed)
     images = draw_images(setting.source.data(), args.num)
     reference, learned = images.tensor_split([len(images) // 4])
-    kinds = [(attack, level) for attack in args.attacks.split(",") for level in _epsilons(args.epsilons)]
-    attacked = [
-        setting.attacked(part, *kind) for part, kind in zip(learned.chunk(len(kinds)), kinds, strict=True)
-    ]
+    if len(learned) < len(kinds):
+        raise UserError(f"{len(learned)} images to learn from cannot be shared by {len(kinds)} attacks")
+    parts = learned.tensor_split(len(kinds))
+    attacked = [setting.attacked(part, *kind) for part, kind in zip(parts, kinds, strict=True)]
     clean, moved = setting.scores(learned), setting.scores(torch.cat(attacked))
     kernel = fit_kernel(clean, moved, epochs=args.epochs, seed=args.seed)
     about = {

@@ -224,6 +224,17 @@ def test_the_command_finds_attacked_digits_and_more_so_the_stronger_the_attack(
             assert weaker["changed"] <= stronger["changed"]
 
 
+def test_attacks_share_images_that_do_not_divide_but_each_needs_one(
+    judge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--gaussian", "digits", "--classifier", str(judge), "--device", "cpu"]
+    fit = ["fit", *model, "--out", str(tmp_path / "x.eps"), "--epochs", "1"]
+    assert main([*fit, "--num", "12", "--epsilons", "1,2,4"]) == 0  # 9 images for 6 attacks
+    assert EpsDetector.load(tmp_path / "x.eps").about["images"] == 9
+    assert main([*fit, "--num", "8", "--epsilons", "1,2,4,8"]) == 2
+    assert "6 images to learn from cannot be shared by 8 attacks" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -37,7 +37,8 @@ def export(source: "Source", out: Path, *, sampler: "DictConfig | None" = None) 
         sampler: configuration of a sampler instead of the run's own.
 
     Raises:
-        UserError: for a model that is not a plain network denoiser; for a sampler that needs training data.
+        UserError: for a model that is not a plain network denoiser of images; for a sampler that needs
+            training data.
     """
     from scoregen.denoisers.network import NetworkDenoiser
     from scoregen.export.bundle import bundle
@@ -46,6 +47,11 @@ def export(source: "Source", out: Path, *, sampler: "DictConfig | None" = None) 
     denoiser = source.denoiser
     if type(denoiser) is not NetworkDenoiser:
         raise UserError(f"{source.description}: only networks are exported, not {type(denoiser).__name__}")
+    if len(denoiser.shape) != 3 or denoiser.cond_shape:
+        raise UserError(
+            f"{source.description}: the pipeline draws images, of a class or none; this model draws samples "
+            f"of shape {denoiser.shape}"
+        )
     chosen = _without_data(source.cfg.sampler if sampler is None else sampler, denoiser)
     network = config.to_container(source.cfg.network) | _of_data(denoiser)
     of_model: set[str] = set()

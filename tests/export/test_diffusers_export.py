@@ -130,3 +130,12 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(
     assert export([str(exported / run), str(exported / out), *flags]) == 2
     assert message in capsys.readouterr().err
     assert not (exported / "new").exists()
+
+
+def test_a_model_of_points_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = tmp_path / "points", tmp_path / "out"
+    small = ("experiment=checkerboard_edm", "data.size=64", "trainer.batch=16", "trainer.total=16")
+    assert train([*small, *QUIET, f"run_dir={run}", "device=cpu"]) == 0
+    assert export([str(run), str(out)]) == 2
+    assert "this model draws samples of shape (2,)" in capsys.readouterr().err
+    assert not out.exists()

@@ -45,7 +45,6 @@ def test_the_filter_is_orthonormal_with_six_vanishing_moments() -> None:
 
 
 def test_x_flip_alone_flips_iff_its_label_is_one() -> None:
-    """E7 of the method sheet."""
     x = noise(64, 3, 8, 8)
     out, labels = AugmentPipe(**(OFF | {"xflip": 1e8}))(x, BatchRng(1, size=64))
     assert labels.shape == (64, 9)

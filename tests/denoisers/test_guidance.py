@@ -129,7 +129,7 @@ def test_guided_gaussians_of_equal_variance_shift_as_known(weight: float) -> Non
     end = HeunSampler(steps=64, state_dtype="float64")(guided, torch.zeros(1, 1), torch.tensor([0]))
     assert float(end) == pytest.approx(weight * (1 - 1 / sqrt(1 + 80**2)), abs=0.005)
     if weight == 2.5:
-        assert float(end) == pytest.approx(2.467, abs=0.02)  # the sheet's measurement, over samples
+        assert float(end) == pytest.approx(2.467, abs=0.02)  # measured over samples
 
 
 @pytest.mark.parametrize("interval", [(0.19, 1.61), (0.5, 5.0), (0.0, 0.3), (2.0, inf)])

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -89,8 +89,10 @@ def _model(args: argparse.Namespace, metrics: list[str], parallel: Parallel) -> 
         refuse_extrapolation(metrics)
         SobolLatents(denoiser.shape)
 
+    def start(k: int) -> Callable[[Sequence[int], torch.device | str], SampleRng]:
+        return SampleRng if args.latents == "normal" else SobolLatents(denoiser.shape, scramble=k)
+
     def judge(evaluator: Evaluator, k: int) -> dict[str, Result]:
-        start = SampleRng if args.latents == "normal" else SobolLatents(denoiser.shape, scramble=k)
         seeds = range(args.seed + k * num, args.seed + (k + 1) * num)
         return evaluate_model(
             evaluator,
@@ -100,7 +102,7 @@ def _model(args: argparse.Namespace, metrics: list[str], parallel: Parallel) -> 
             batch=args.batch,
             parallel=parallel,
             label=args.label,
-            start=start,
+            start=start(k),
         )
 
     def examine(examination: Examine, k: int) -> Result:
@@ -110,7 +112,13 @@ def _model(args: argparse.Namespace, metrics: list[str], parallel: Parallel) -> 
         def draw() -> Iterator[Tensor]:
             mine = range(seed, seed + num)[parallel.rank :: parallel.world]
             drawn = generate(
-                denoiser, sampler, mine, batch=args.batch, device=parallel.device, labels=args.label
+                denoiser,
+                sampler,
+                mine,
+                batch=args.batch,
+                device=parallel.device,
+                labels=args.label,
+                start=start(k),
             )
             return (samples.images for samples in drawn)
 

@@ -5,8 +5,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from scoregen.detection import msma
+from scoregen.evaluation.examine import EXAMINATIONS, Subject
+from scoregen.evaluation.result import Result
 from tests.cli.conftest import TINY, Run
 from tests.cli.test_input import assert_refused
 
@@ -65,6 +69,23 @@ def test_only_a_run_has_a_report(call: Run, tmp_path: Path) -> None:
     done = call("evaluate.py", "--data", "digits", "--report", "--steps", "2")
     assert_refused(done, "--report is of a run folder")
     assert not (tmp_path / "metrics.json").exists()
+
+
+def test_latents_are_the_same_for_examinations_as_for_metrics(
+    call: Run, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Tensor] = []
+
+    def examine(subject: Subject) -> Result:
+        drawn.append(torch.cat(list(subject.draw())))
+        return Result("probe", 0.0, subject.num)
+
+    monkeypatch.setitem(EXAMINATIONS, "probe", examine)
+    for latents in ("normal", "sobol"):
+        done = call("evaluate.py", "--metrics", "probe", "--num", "4", "--steps", "2", "--latents", latents)
+        assert done.returncode == 0, done.stderr
+    normal, sobol = drawn
+    assert (normal != sobol).float().mean() > 0.5
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from scoregen.denoisers.base import Denoiser
 from scoregen.denoisers.moments import cached_gaussian, measure_gaussian
 from scoregen.samplers.base import Sampler
 from scoregen.samplers.closed_form import ClosedFormSampler
+from scoregen.samplers.consistency import ConsistencySampler
 from scoregen.samplers.langevin import LangevinSampler
 from scoregen.samplers.multiplicative import MultiplicativeSampler
 from scoregen.samplers.one_step import OneStepSampler
@@ -47,7 +48,8 @@ def fit_sampler(
 
 def _warn_of_low_start(sampler: Sampler, denoiser: Denoiser) -> None:
     """Warn where the data show at the model's highest noise level; students are trained for their level."""
-    if denoiser.sigma_max < LOWEST_START and not isinstance(sampler, OneStepSampler | ClosedFormSampler):
+    started = OneStepSampler | ConsistencySampler | ClosedFormSampler
+    if denoiser.sigma_max < LOWEST_START and not isinstance(sampler, started):
         warnings.warn(
             f"{type(sampler).__name__} starts from noise alone at sigma={denoiser.sigma_max:g}, the model's "
             "highest level, where data still show: start from the moments of the data instead, with "

@@ -17,6 +17,7 @@ from scoregen.diffusion.grids import BrownianGrid
 from scoregen.errors import UserError
 from scoregen.rng import BatchRng, SampleRng, generator
 from scoregen.samplers import SAMPLERS
+from scoregen.samplers.consistency import ConsistencySampler
 from scoregen.samplers.edm import HeunSampler
 from scoregen.samplers.fit import fit_sampler
 from scoregen.samplers.generate import generate
@@ -200,7 +201,7 @@ def test_a_start_from_noise_alone_is_warned_of_where_data_show(recwarn: pytest.W
         fit_sampler(sampler, model, load_digits, None)
     model.sigma_max = VOLATILITY
     jump = TeleportSampler(sigma_skip=VOLATILITY, protocol="regrid")
-    for sampler in (MultiplicativeSampler(), OneStepSampler(), jump):
+    for sampler in (MultiplicativeSampler(), OneStepSampler(), ConsistencySampler(), jump):
         fitted = fit_sampler(sampler, model, load_digits, None)
     fitted(model, torch.zeros(1, 1, 8, 8))
     assert not recwarn.list

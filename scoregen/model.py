@@ -69,7 +69,7 @@ def build_denoiser(cfg: DictConfig, spec: ModelSpec) -> NetworkDenoiser:
         )
     learned = HyvarinenDenoiser if isinstance(precond, HyvarinenPrecond) else NetworkDenoiser
     wrap = learned if network.role == "denoiser" else NetworkClassifier
-    return wrap(
+    denoiser = wrap(
         network,
         precond,
         shape=spec.shape,
@@ -77,6 +77,10 @@ def build_denoiser(cfg: DictConfig, spec: ModelSpec) -> NetworkDenoiser:
         cond_shape=spec.cond_shape,
         precision=cfg.precision,
     )
+    if cfg.get("distiller") is not None:
+        # No sampler may start a student above the level that it was distilled at.
+        denoiser.sigma_max = min(denoiser.sigma_max, cfg.distiller.sigma_init)
+    return denoiser
 
 
 @dataclass(frozen=True)

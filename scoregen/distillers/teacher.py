@@ -55,8 +55,7 @@ def find_teacher(name: str) -> StoredModel | None:
 def follow_teacher(cfg: DictConfig) -> DictConfig:
     """The configuration with the network and preconditioner of the teacher, where it has a network.
 
-    Dropout stays the run's own. The preconditioner ends where the student starts, so that every sampler
-    knows the level that it was distilled at.
+    Dropout stays the run's own.
     """
     if cfg.get("distiller") is None:
         return cfg
@@ -73,8 +72,6 @@ def follow_teacher(cfg: DictConfig) -> DictConfig:
                 f"teacher={cfg.teacher} was trained on {found.cfg.data._target_}, this run names "
                 f"{cfg.data._target_}; choose the `data` of the teacher"
             )
-    if "sigma_max" in cfg.precond:
-        cfg.precond.sigma_max = cfg.distiller.sigma_init
     return cfg
 
 

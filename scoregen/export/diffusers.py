@@ -86,7 +86,9 @@ def _of_data(denoiser: "NetworkDenoiser") -> dict[str, Any]:
 
 
 def _without_data(sampler: "DictConfig", denoiser: "NetworkDenoiser") -> "DictConfig":
-    """The configuration of a sampler, if it needs nothing of the training data; UserError otherwise."""
+    """The configuration of a sampler, from the model's highest level on; UserError where it needs data."""
+    from omegaconf import OmegaConf
+
     from scoregen.samplers.fit import fit_sampler
 
     def refuse() -> "Dataset":
@@ -96,6 +98,9 @@ def _without_data(sampler: "DictConfig", denoiser: "NetworkDenoiser") -> "DictCo
         )
 
     fit_sampler(config.instantiate(sampler), denoiser, refuse, None)
+    if denoiser.sigma_max < sampler.get("grid", {}).get("sigma_max", 0):
+        # The end of a student is its run's, not its preconditioner's, which alone goes along.
+        sampler = OmegaConf.merge(sampler, {"grid": {"sigma_max": denoiser.sigma_max}})
     return sampler
 
 

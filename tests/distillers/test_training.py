@@ -1,5 +1,6 @@
 """Laws of the loop with several networks: exact resume, freezing, rhythms, averages."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from scoregen.cli.source import load_source
 from scoregen.data.base import to_model_range
 from scoregen.data.digits import load_digits
 from scoregen.denoisers.empirical import EmpiricalDenoiser
@@ -15,6 +17,8 @@ from scoregen.denoisers.training_set import TrainingSetDenoiser
 from scoregen.distillers import DISTILLERS
 from scoregen.distillers.base import Rhythm
 from scoregen.errors import UserError
+from scoregen.export.diffusers import export
+from scoregen.model import find_model
 from scoregen.rng import SampleRng
 from scoregen.training.trainer import Trainer
 from tests.distillers.conftest import NETWORK, build_run
@@ -142,14 +146,29 @@ def test_the_average_halves_its_distance_in_a_half_life_of_images_at_any_rhythm(
             torch.testing.assert_close(a, torch.lerp(p.detach(), b, share))
 
 
-def test_a_student_starts_as_its_teacher_at_the_level_it_is_sampled_from(distil: Distil) -> None:
-    trainer = distil("sim")
+@pytest.mark.parametrize("precond", ["edm", "vp"])
+def test_a_student_starts_as_its_teacher_at_the_level_it_is_sampled_from(
+    distil: Distil, tmp_path: Path, precond: str
+) -> None:
+    """Also where the preconditioner has a highest level of its own that cannot be set."""
+    options = [*NETWORK, f"precond={precond}", "objective=denoising_vp", "trainer.total=16"]
+    taught = build_run(*options, f"run_dir={tmp_path / precond}")
+    taught.run()
+    taught.close()
+    trainer = distil("sim", f"teacher={tmp_path / precond}")
     student, teacher = trainer.denoiser, trainer.method.networks.teacher
     noise = SampleRng(range(4)).randn(*student.shape)
     drawn = trainer.sampler(student.eval(), noise, torch.arange(4))
     expected = teacher(2.5 * noise, torch.full((4,), 2.5), torch.arange(4))
     torch.testing.assert_close(drawn, expected, rtol=1e-5, atol=1e-6)
     assert student.sigma_max == 2.5
+    trainer.save()
+    stored = find_model(trainer.run_dir)
+    assert stored is not None
+    assert stored.load().sigma_max == 2.5
+    export(load_source(trainer.run_dir, torch.device("cpu")), tmp_path / "exported")
+    exported = json.loads((tmp_path / "exported/denoiser/config.json").read_text())
+    assert exported["sampler"]["grid"]["sigma_max"] == 2.5
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from scoregen import config
+from scoregen.samplers import SAMPLERS
+from scoregen.samplers.table import OF_DATA
 from tests.cli.conftest import TINY, Run
 from tests.cli.test_input import assert_refused
 
@@ -114,6 +116,10 @@ def test_samplers_get_what_they_want_of_the_training_data(call: Run, model: str,
     assert_refused(refused, "holds no training data")
 
 
-def test_the_table_of_samplers_names_every_choice(call: Run) -> None:
+def test_the_table_names_every_sampler_and_every_choice_is_one_or_a_preset_of_one(call: Run) -> None:
     listed = call("sample.py", "--list").stdout
-    assert all(f"`{name}`" in listed for name in config.groups()["sampler"] if name != "auto")
+    kinds = {**SAMPLERS, **OF_DATA}
+    assert all(f"`{name}`" in listed for name in kinds)
+    chosen = {name: config.choose("sampler", name)[0]["_target_"] for name in config.groups()["sampler"]}
+    assert kinds.keys() <= chosen.keys()
+    assert {config.locate(target) for target in chosen.values()} == set(kinds.values())

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scoregen.cli.entry import DONE, check_writable, run_entry
+from scoregen.data.codec import IDENTITY, codec_of
 from scoregen.denoisers.base import as_sigma
 from scoregen.detection.attacks import ATTACKS, Classify
 from scoregen.detection.command import add_model_flags, check_same_model, choose_model, draw_images, held_out
@@ -119,6 +120,8 @@ def _set_up(args: argparse.Namespace, classifier: str, perturbations: int, seed:
         raise UserError(
             f"a classifier of {judge.shape} cannot judge the images {tuple(source.denoiser.shape)}"
         )
+    if codec_of(judge) is not IDENTITY:
+        raise UserError(f"{classifier} judges logarithms of images; train one that judges pixels")
     print(source.description, flush=True)
     eps = PerturbationScore(source.denoiser, perturbations, seed)
     return _Setting(source, lambda x: judge(x, as_sigma(NEARLY_CLEAN, x)), eps, args.batch, device)

@@ -11,7 +11,7 @@ from scoregen.diffusion.grids import KarrasGrid
 from scoregen.diffusion.noise import SigmaDistribution
 from scoregen.distillers.critics import CriticLogits, adversarial_term
 from scoregen.distillers.divergences import DivergenceName, find_divergence
-from scoregen.distillers.generator import SampleWeight, Weight, perturb
+from scoregen.distillers.generator import GeneratorWeight, SampleWeight, perturb
 from scoregen.distillers.score_divergence import DiffInstructLoss
 from scoregen.objectives.base import Loss
 from scoregen.ranges import Fraction, NonNegative, Positive, PositiveInt
@@ -117,7 +117,7 @@ class FDistillLoss:
 
     sigma: SigmaDistribution
     divergence: DivergenceName = "forward_kl"
-    weight: Weight = SampleWeight()  # noqa: RUF009 - frozen
+    weight: GeneratorWeight = SampleWeight()  # noqa: RUF009 - frozen
     gan_weight: NonNegative = 1e-3
     estimate: RatioEstimate = RatioEstimate()
     bins: RatioBins | None = None

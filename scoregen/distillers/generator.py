@@ -38,7 +38,7 @@ def mean_over_elements(x: Tensor) -> Tensor:
     return x.flatten(1).mean(1)
 
 
-class Weight(Protocol):
+class GeneratorWeight(Protocol):
     """w, a weight of each sample; it is never differentiated."""
 
     def __call__(self, noised: Noised, target: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class GeneratorLoss(ABC):
     """
 
     sigma: SigmaDistribution
-    weight: Weight = UnitWeight()
+    weight: GeneratorWeight = UnitWeight()
 
     through_inputs: ClassVar[bool]  # whether the gradient passes through the inputs of both denoisers
 

@@ -59,7 +59,7 @@ def measure_nll(
     """
     order = torch.randperm(len(data), generator=generator("nll", len(data)))[:num]
     values = torch.zeros(2, len(order), dtype=torch.float64)
-    mine = torch.arange(processes.rank, len(order), processes.world)
+    mine = torch.arange(len(order))[processes.rank :: processes.world]
     for places in mine.split(batch):
         values[:, places] = _values(likelihood, data, order[places], seed, device).cpu()
     bits, evaluations = processes.sum(values)

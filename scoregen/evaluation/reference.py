@@ -183,7 +183,7 @@ def batches(data: Images, rank: int = 0, world: int = 1, batch: int = 256) -> It
     Raises:
         UserError: the data are not images.
     """
-    for indices in torch.arange(rank, len(data), world).split(batch):
+    for indices in torch.arange(len(data))[rank::world].split(batch):
         x = data.fetch(indices).x
         if x.dtype != torch.uint8 or x.ndim != 4:
             raise UserError(

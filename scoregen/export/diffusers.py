@@ -94,7 +94,7 @@ def _without_data(sampler: "DictConfig", denoiser: "NetworkDenoiser") -> "DictCo
     def refuse() -> "Dataset":
         raise UserError(
             f"{sampler['_target_'].rpartition('.')[2]} needs the training data, which are not exported; "
-            "choose another one, for example --sampler auto"
+            "choose one that starts from noise alone, for example --sampler auto, if the model can"
         )
 
     fit_sampler(config.instantiate(sampler), denoiser, refuse, None)

@@ -19,7 +19,8 @@ def machine_name(device: torch.device) -> str:
         name = torch.cuda.get_device_name(device)
     else:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        name = f"{_processor()}, {cores} cores, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        name = f"{_processor()}, {cores} cores, {threads} thread{'s' * (threads > 1)}"
     return f"{name}, torch {torch.__version__}"
 
 

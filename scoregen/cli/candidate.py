@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -30,13 +31,16 @@ from scoregen.evaluation.reference import batches
 from scoregen.evaluation.result import Result
 from scoregen.parallel import Parallel
 from scoregen.rng import SampleRng, generator
+from scoregen.samplers.base import Sampler
 from scoregen.samplers.generate import generate
 from scoregen.sobol import SobolLatents
 from scoregen.training.hooks.evaluate import REFERENCES
 
 if TYPE_CHECKING:
+    from scoregen.cli.source import Source
     from scoregen.data.base import Dataset
 
+Start = Callable[[Sequence[int], torch.device | str], SampleRng]  # seeds and device to their latents
 IMAGES_BATCH = 256
 NO_RUN = "--report is of a run folder: give one with --run"
 
@@ -76,6 +80,70 @@ def choose_candidate(args: argparse.Namespace, metrics: list[str], parallel: Par
     return _images(args, metrics, parallel) if args.images else _model(args, metrics, parallel)
 
 
+@dataclass(frozen=True)
+class _Model:
+    """A model under the flags of the command line: what is drawn from it the k-th time, how it is judged."""
+
+    source: "Source"
+    sampler: Sampler
+    args: argparse.Namespace
+    parallel: Parallel
+    num: int
+
+    def seeds(self, k: int) -> range:
+        """Those of the k-th time."""
+        return range(self.args.seed + k * self.num, self.args.seed + (k + 1) * self.num)
+
+    def start(self, k: int) -> Start:
+        """Where the latents of the k-th time come from."""
+        if self.args.latents == "normal":
+            return SampleRng
+        return SobolLatents(self.source.denoiser.shape, scramble=k)
+
+    def judge(self, evaluator: Evaluator, k: int) -> dict[str, Result]:
+        """The results of images drawn for it."""
+        return evaluate_model(
+            evaluator,
+            self.source.denoiser,
+            self.sampler,
+            self.seeds(k),
+            batch=self.args.batch,
+            parallel=self.parallel,
+            label=self.args.label,
+            start=self.start(k),
+        )
+
+    def draw(self, k: int) -> Iterator[Tensor]:
+        """This process's images of the k-th time, in batches."""
+        drawn = generate(
+            self.source.denoiser,
+            self.sampler,
+            self.seeds(k)[self.parallel.rank :: self.parallel.world],
+            batch=self.args.batch,
+            device=self.parallel.device,
+            labels=self.args.label,
+            start=self.start(k),
+        )
+        return (samples.images for samples in drawn)
+
+    def examine(self, examination: Examine, k: int) -> Result:
+        """The result of a metric of the model itself."""
+        data, draw = partial(build_data, self.source.cfg), partial(self.draw, k)
+        size, seed = (self.num, self.args.batch), self.seeds(k).start
+        where = (self.parallel.device, self.parallel)
+        return examination(Subject(self.source.denoiser, data, draw, *size, seed, *where, self.sampler))
+
+    def report(self) -> Path:
+        """Write the report of the run."""
+        from scoregen.report.run import write_report
+
+        how = describe_sampler(self.sampler, self.source.denoiser)
+        told, where = load_conditions(self.source), self.parallel.device
+        return write_report(
+            self.source, self.sampler, how, batch=self.args.batch, device=where, conditions=told
+        )
+
+
 def _model(args: argparse.Namespace, metrics: list[str], parallel: Parallel) -> Candidate:
     source = choose_source(args, parallel.device)
     for name in OF_SCORES.intersection(metrics):
@@ -84,65 +152,23 @@ def _model(args: argparse.Namespace, metrics: list[str], parallel: Parallel) -> 
         raise UserError(NO_RUN)
     sampler = choose_sampler(source, args)
     source = replace(source, denoiser=guide(source, args, parallel.device))
-    num, denoiser, cost = args.num or PUBLISHED_N, source.denoiser, sampler.nfe()
+    num = args.num or PUBLISHED_N
     if args.latents == "sobol":
         refuse_extrapolation(metrics)
-        SobolLatents(denoiser.shape)
-
-    def start(k: int) -> Callable[[Sequence[int], torch.device | str], SampleRng]:
-        return SampleRng if args.latents == "normal" else SobolLatents(denoiser.shape, scramble=k)
-
-    def judge(evaluator: Evaluator, k: int) -> dict[str, Result]:
-        seeds = range(args.seed + k * num, args.seed + (k + 1) * num)
-        return evaluate_model(
-            evaluator,
-            denoiser,
-            sampler,
-            seeds,
-            batch=args.batch,
-            parallel=parallel,
-            label=args.label,
-            start=start(k),
-        )
-
-    def examine(examination: Examine, k: int) -> Result:
-        def data(split: str) -> "Dataset":
-            return build_data(source.cfg, split)
-
-        def draw() -> Iterator[Tensor]:
-            mine = range(seed, seed + num)[parallel.rank :: parallel.world]
-            drawn = generate(
-                denoiser,
-                sampler,
-                mine,
-                batch=args.batch,
-                device=parallel.device,
-                labels=args.label,
-                start=start(k),
-            )
-            return (samples.images for samples in drawn)
-
-        seed = args.seed + k * num
-        device, processes = parallel.device, parallel
-        return examination(Subject(denoiser, data, draw, num, args.batch, seed, device, processes, sampler))
-
-    def report() -> Path:
-        from scoregen.report.run import write_report
-
-        how, told = describe_sampler(sampler, denoiser), load_conditions(source)
-        return write_report(source, sampler, how, batch=args.batch, device=parallel.device, conditions=told)
-
+        SobolLatents(source.denoiser.shape)
     manifest = {
         "seeds": f"{args.seed}-{args.seed + num * args.repeats - 1}",
         "latents": "" if args.latents == "normal" else "scrambled Sobol",
         **source.manifest,
-        **sampler_manifest(sampler, denoiser, args),
+        **sampler_manifest(sampler, source.denoiser, args),
     }
-    described = f"{source.description}\n{describe_sampler(sampler, denoiser)}"
+    described = f"{source.description}\n{describe_sampler(sampler, source.denoiser)}"
     if not OF_SCORES.issuperset(metrics):
-        described += f"\n{args.repeats} x {num:,} images: {args.repeats * num * cost:,} evaluations"
-    folder = source.run_dir or Path()
-    return Candidate(described, manifest, num, judge, examine, report, source.data, folder, source.cache)
+        cost = args.repeats * num * sampler.nfe()
+        described += f"\n{args.repeats} x {num:,} images: {cost:,} evaluations"
+    model, folder = _Model(source, sampler, args, parallel, num), source.run_dir or Path()
+    ways = (model.judge, model.examine, model.report)
+    return Candidate(described, manifest, num, *ways, source.data, folder, source.cache)
 
 
 def refuse_extrapolation(metrics: list[str]) -> None:

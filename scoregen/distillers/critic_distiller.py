@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from scoregen.denoisers.base import Denoiser
-from scoregen.distillers.base import Distiller, Networks, Rhythm, check_levels
+from scoregen.distillers.base import Networks, Rhythm, check_levels
 from scoregen.distillers.critics import AdversarialLoss, Critic, CriticHeads, CriticLoss
 from scoregen.distillers.f_distill import FDistillLoss, Ratios
+from scoregen.distillers.fake_score import FakeScoreDistiller
 from scoregen.objectives.base import Loss
 from scoregen.parallel import Parallel
 from scoregen.ranges import Positive
@@ -18,7 +18,7 @@ from scoregen.training.phases import MicroBatch, Phase, measure_whole
 QUANTILES = (0.1, 0.5, 0.9)  # of the density ratio, logged
 
 
-class CriticDistiller(Distiller):
+class CriticDistiller(FakeScoreDistiller):
     """Alternates a fake score and a critic with the student, whose loss looks at both and at the teacher.
 
     The critic is heads on features of a network: of the teacher, which stays as it is, with steps of their
@@ -65,11 +65,6 @@ class CriticDistiller(Distiller):
         check_levels(self.teacher, loss.sigma if isinstance(loss, FDistillLoss) else loss.base.sigma)
 
     @property
-    def teacher(self) -> Denoiser:
-        """What the student is drawn to."""
-        return self.networks.need_teacher()
-
-    @property
     def companions(self) -> Mapping[str, nn.Module]:
         """The fake score and the heads, in one role where they step together."""
         if self.joint:
@@ -91,7 +86,7 @@ class CriticDistiller(Distiller):
         """One for both, or each its own."""
         if self.joint:
             return [Phase("fake", self._joint_loss)]
-        return [Phase("fake", self._fake_loss), Phase("critic", self._critic_loss)]
+        return [Phase("fake", self.fake_loss), Phase("critic", self._critic_loss)]
 
     def student_phase(self) -> Phase:
         """Measures the density ratios of the whole batch first, where they weigh the samples."""
@@ -122,16 +117,12 @@ class CriticDistiller(Distiller):
         x0 = self.draw(batch)
         return self.loss.measure(self.critic, x0, batch.cond, batch.rng("student", "noise"))._asdict()
 
-    def _fake_loss(self, batch: MicroBatch) -> Loss:
-        loss: Loss = self.networks.fake(self.samples(batch), batch.cond, batch.rng("fake"))
-        return loss
-
     def _critic_loss(self, batch: MicroBatch) -> Loss:
         rng, cond = batch.rng("critic"), batch.cond
         return self.critic_loss(self.critic, batch.x0, cond, self.samples(batch), cond, rng)
 
     def _joint_loss(self, batch: MicroBatch) -> Loss:
-        fake, critic = self._fake_loss(batch), self._critic_loss(batch)
+        fake, critic = self.fake_loss(batch), self._critic_loss(batch)
         logs = {**fake.logs, **critic.logs, "denoising": fake.value, "critic": critic.value}
         return Loss(fake.value + self.critic_weight * critic.value, fake.sigma, logs)
 

@@ -5,15 +5,15 @@ from typing import ClassVar
 
 from torch import nn
 
-from scoregen.denoisers.base import Denoiser
-from scoregen.distillers.base import Distiller, Networks, Rhythm, check_levels
+from scoregen.distillers.base import Networks, Rhythm, check_levels
+from scoregen.distillers.fake_score import FakeScoreDistiller
 from scoregen.distillers.generator import GeneratorLoss
 from scoregen.objectives.base import Loss
 from scoregen.ranges import Positive
 from scoregen.training.phases import MicroBatch, Phase
 
 
-class ScoreDistiller(Distiller):
+class ScoreDistiller(FakeScoreDistiller):
     """Alternates a fake score, the denoiser of the student's samples, with the student.
 
     The fake score starts as a copy of the student and learns by the run's `objective` and `augment`.
@@ -46,11 +46,6 @@ class ScoreDistiller(Distiller):
         check_levels(networks.need_teacher(), loss.sigma)
 
     @property
-    def teacher(self) -> Denoiser:
-        """What the student is drawn to."""
-        return self.networks.need_teacher()
-
-    @property
     def companions(self) -> Mapping[str, nn.Module]:
         """The fake score."""
         return {"fake": self.networks.fake}
@@ -68,8 +63,3 @@ class ScoreDistiller(Distiller):
         """The configured loss at the student's samples."""
         teacher, fake = self.lean(self.teacher), self.lean(self.networks.fake.denoiser)
         return self.loss(teacher, fake, self.draw(batch), batch.cond, batch.rng("student", "noise"))
-
-    def fake_loss(self, batch: MicroBatch) -> Loss:
-        """The objective of the fake score at the student's samples."""
-        loss: Loss = self.networks.fake(self.samples(batch), batch.cond, batch.rng("fake"))
-        return loss

@@ -39,7 +39,7 @@ class Network(nn.Module):
         augment_labels: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The features at all taps, [B, *shape], from what `forward` takes; for networks that have taps."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no taps")
 
     def check(self, x: Tensor, noise_labels: Tensor, cond: Tensor | None, augment: Tensor | None) -> None:
         """Raise UserError unless x is [B, *shape], noise_labels and cond [B], augment [B, augment_dim]."""

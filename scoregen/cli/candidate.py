@@ -1,7 +1,6 @@
 """What evaluate.py judges: the images that a model draws, or those of a set."""
 
 import argparse
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +21,7 @@ from scoregen.cli.sampler import (
 )
 from scoregen.cli.sound import load_conditions
 from scoregen.cli.source import data_config, need_score
+from scoregen.data.cache import cache_folder
 from scoregen.errors import UserError
 from scoregen.evaluation.evaluator import Evaluator
 from scoregen.evaluation.examine import EXAMINATIONS, OF_SCORES, Examine, Subject
@@ -206,7 +206,7 @@ def _images(args: argparse.Namespace, metrics: list[str], parallel: Parallel) ->
     def refused(*_: Any) -> NoReturn:
         raise AssertionError("images have neither a model nor a run")
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "scoregen" / REFERENCES
+    cache = cache_folder(REFERENCES)
     return Candidate(described, manifest, num, judge, refused, refused, lambda: None, Path(), cache)
 
 

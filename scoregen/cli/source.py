@@ -23,6 +23,7 @@ from scoregen.training.hooks.evaluate import REFERENCES
 from scoregen.training.summary import SUMMARY
 
 RUNS = Path("runs")
+KINDS = {".npz": "npz", ".npy": "npz", ".parquet": "hf", ".tar": "webdataset"}  # of data, by the file's end
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def data_config(name: str) -> DictConfig:
     if name in config.groups()["data"]:
         cfg, problems = config.compose([f"data={name}"])
     elif Path(name).exists():
-        kind = "npz" if Path(name).suffix in (".npz", ".npy") else "folder"
+        kind = KINDS.get(Path(name).suffix, "folder")
         cfg, problems = config.compose([f"data={kind}", f"data.root={name}"])
     else:
         known = ", ".join(config.groups()["data"])

@@ -74,9 +74,7 @@ class ArrayDataset:
         self.name, self.x, self.label = name, x, label
         self.shape = tuple(x.shape[1:])
         self.class_names = tuple(class_names) if label is not None else ()
-        self.num_classes = (
-            0 if label is None else _check_labels(name, len(x), label, class_names, num_classes)
-        )
+        self.num_classes = 0 if label is None else check_labels(name, len(x), label, class_names, num_classes)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -120,9 +118,13 @@ def first_samples(data: Dataset, count: int) -> ArrayDataset:
     return ArrayDataset(data.name, *data.fetch(rows), class_names=names, num_classes=data.num_classes)
 
 
-def _check_labels(
-    name: str, n: int, label: Tensor, class_names: Sequence[str], num_classes: int | None
+def check_labels(
+    name: str, n: int, label: Tensor, class_names: Sequence[str], num_classes: int | None = None
 ) -> int:
+    """The number of classes: as given, else of the names, else the largest label + 1.
+
+    Raises UserError unless label [n] lies in [0, classes).
+    """
     if len(label) != n:
         raise UserError(f"{name} has {n} samples but {len(label)} labels")
     classes = num_classes or len(class_names) or int(label.max()) + 1

@@ -2,16 +2,68 @@
 
 import io
 import os
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from scoregen.errors import UserError
+from scoregen.ranges import PositiveInt
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 PREPARE = "python -m scoregen.data.prepare SRC --out OUT.zip"
+Crop = Literal["center"]
+Mode = Literal["L", "RGB"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Makes images equal: colours, then the middle square, then the size.
+
+    Args:
+        resolution: resize to N x N (Lanczos); None keeps the size.
+        crop: "center" cuts to the middle square first.
+        mode: "L" is grey; "RGB" has 3 channels, transparency on white; None keeps them.
+    """
+
+    resolution: PositiveInt | None = None
+    crop: Crop | None = None
+    mode: Mode | None = None
+
+    def __call__(self, image: "Image", where: str) -> "Image":
+        """The image made to fit; UserError, naming `where`, for one to be resized that is not square."""
+        from PIL import Image
+
+        if self.mode is not None:
+            image = _on_white(image).convert(self.mode)
+        width, height = image.size
+        if self.crop == "center":
+            side = min(width, height)
+            left, top = (width - side) // 2, (height - side) // 2
+            image = image.crop((left, top, left + side, top + side))
+        if self.resolution is None:
+            return image
+        if image.width != image.height:
+            raise UserError(
+                f"{where} is {width} x {height}, not square: cut it with data.crop=center, in "
+                "prepare with --crop center"
+            )
+        size = (self.resolution, self.resolution)
+        return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+AS_THEY_ARE = Fit()
+
+
+def _on_white(image: "Image") -> "Image":
+    from PIL import Image
+
+    if image.mode not in ("LA", "RGBA"):
+        return image
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def open_image(data: bytes, where: str) -> "Image":
@@ -60,8 +112,8 @@ def pixels(image: "Image", where: str) -> np.ndarray:
         if image.getchannel("A").getextrema() != (255, 255):
             channels = len(image.getbands())
             raise UserError(
-                f"{where} has {channels} channels (transparency), 1 or 3 are expected: {PREPARE} --rgb puts "
-                "transparent images on white"
+                f"{where} has {channels} channels (transparency), 1 or 3 are expected: data.mode=RGB, in "
+                "prepare --rgb, puts transparent images on white"
             )
         image = image.convert(image.mode[:-1])
     array = np.asarray(image)

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoregen.data.base import ArrayDataset, Batch, Split, split_off
-from scoregen.data.decode import PREPARE, describe, open_image, pixels
+from scoregen.data.base import ArrayDataset, Batch, Split, check_labels, split_off
+from scoregen.data.decode import AS_THEY_ARE, PREPARE, Crop, Fit, Mode, describe, open_image, pixels
 from scoregen.data.locate import find_path
 from scoregen.data.sources import Listing, Source, list_images, official_split, open_source
 from scoregen.errors import UserError
-from scoregen.ranges import Fraction, NonNegative
+from scoregen.ranges import Fraction, NonNegative, PositiveInt
 
 CHUNK = 64  # images a thread decodes in one go
 
@@ -23,23 +23,35 @@ CHUNK = 64  # images a thread decodes in one go
 class ImageFiles:
     """Decodes images when they are asked for: uint8 [C, H, W] of one shape, that of the first image.
 
-    fetch raises UserError for an unreadable image or one of another shape, naming the file.
+    Args:
+        name: of the set.
+        source: where the bytes of the images come from.
+        listing: which images, in which order, of which class.
+        fit: how they are made equal.
+
+    Raises:
+        UserError: for a label out of range; in fetch, for an unreadable image or one of another shape, naming
+            the file.
     """
 
     on_demand = True
 
-    def __init__(self, name: str, source: Source, listing: Listing) -> None:
-        self.name, self.source, self.listing = name, source, listing
-        self.shape: tuple[int, ...] = self._decode(listing.names[0]).shape
+    def __init__(self, name: str, source: Source, listing: Listing, fit: Fit = AS_THEY_ARE) -> None:
+        self.name, self.source, self.listing, self.fit = name, source, listing, fit
         self.class_names = listing.class_names
-        self.num_classes = len(listing.class_names) if listing.labels is not None else 0
-        self._label = None if listing.labels is None else torch.tensor(listing.labels)
+        self.label = None if listing.labels is None else torch.tensor(listing.labels)
+        self.num_classes = (
+            0 if self.label is None else check_labels(name, len(self), self.label, listing.class_names)
+        )
+        self.shape: tuple[int, ...] = self._decode(listing.names[0]).shape
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of names, sizes and, in a zip, the members' CRC-32; nothing is decoded."""
-        lines = (f"{name} {self.source.stamp(name)}\n" for name in self.listing.names)
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        """sha256 of names, sizes, in a zip the members' CRC-32, and the fit; nothing is decoded."""
+        digest = hashlib.sha256(b"" if self.fit == AS_THEY_ARE else f"{self.fit}\n".encode())
+        for name in self.listing.names:
+            digest.update(f"{name} {self.source.stamp(name)}\n".encode())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.listing.names)
@@ -49,20 +61,24 @@ class ImageFiles:
         x = np.empty((len(indices), *self.shape), np.uint8)
         for row, index in enumerate(indices.tolist()):
             x[row] = self._checked(self.listing.names[index])
-        return Batch(torch.from_numpy(x), None if self._label is None else self._label[indices])
+        return Batch(torch.from_numpy(x), None if self.label is None else self.label[indices])
 
     def _decode(self, name: str) -> np.ndarray:
         where = f"{self.source.path}/{name}"
-        return pixels(open_image(self.source.read(name), where), where)
+        return pixels(self.fit(open_image(self.source.read(name), where), where), where)
 
     def _checked(self, name: str) -> np.ndarray:
         image = self._decode(name)
         if image.shape != self.shape:
-            fix = "--resolution N" if image.shape[0] == self.shape[0] else "--rgb (or --grey)"
+            setting, flag = (
+                ("data.resolution=N", "--resolution N")
+                if image.shape[0] == self.shape[0]
+                else ("data.mode=RGB (or L)", "--rgb (or --grey)")
+            )
             raise UserError(
                 f"{self.source.path}/{name} is {describe(image.shape)} (channels x height x width), the "
                 f"first image, {self.listing.names[0]}, is {describe(self.shape)}. "
-                f"Make them equal with: {PREPARE} {fix}"
+                f"Make them equal with {setting}, or once and for all with: {PREPARE} {flag}"
             )
         return image
 
@@ -75,8 +91,11 @@ def load_images(
     conditional: bool = False,
     test_fraction: Fraction = 0.1,
     cache_gb: NonNegative = 4.0,
+    resolution: PositiveInt | None = None,
+    crop: Crop | None = None,
+    mode: Mode | None = None,
 ) -> ArrayDataset | ImageFiles:
-    """Read a folder or zip of images of one size, uint8 [N, C, H, W].
+    """Read a folder or zip of images, uint8 [N, C, H, W], of one size or made so as `Fit` says.
 
     `path` is looked for as given and below the root; without it the root itself is the folder or zip. Images
     under exactly train/ and test/ keep that split; else `test_fraction` is held out. Up to `cache_gb` (1e9
@@ -93,7 +112,12 @@ def load_images(
         raise UserError(
             f"{source.path} has no classes: set data.conditional=false, or add sub-folders or dataset.json"
         )
-    files = ImageFiles(name, source, part if conditional else Listing(part.names))
+    fit = Fit(resolution, crop, mode)
+    return hold(ImageFiles(name, source, part if conditional else Listing(part.names), fit), cache_gb)
+
+
+def hold(files: ImageFiles, cache_gb: float) -> ArrayDataset | ImageFiles:
+    """The images in memory where they take at most `cache_gb` (1e9 bytes, decoded), else as they are."""
     return in_memory(files) if len(files) * prod(files.shape) <= cache_gb * 1e9 else files
 
 
@@ -110,5 +134,4 @@ def in_memory(files: ImageFiles) -> ArrayDataset:
         except UserError:
             pool.shutdown(cancel_futures=True)
             raise
-    label = None if files.listing.labels is None else torch.tensor(files.listing.labels)
-    return ArrayDataset(files.name, x, label, class_names=files.class_names)
+    return ArrayDataset(files.name, x, files.label, class_names=files.class_names)

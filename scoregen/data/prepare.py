@@ -14,7 +14,6 @@ import sys
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,23 +22,14 @@ from scoregen.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL.Image import Image
 
     from scoregen.data.base import ArrayDataset
+    from scoregen.data.decode import Fit
     from scoregen.data.sources import Listing, Source
     from scoregen.data.stats import Stats
 
 PUBLISHED = ("digits", "cifar10", "mnist", "fashion_mnist", "kmnist")
 WINDOW = 256  # images in flight between the decoding threads and the zip
-
-
-@dataclass(frozen=True)
-class Options:
-    """How images are made equal."""
-
-    resolution: int | None
-    crop: str
-    mode: str | None  # "L", "RGB" or as they are
 
 
 class Item(NamedTuple):
@@ -97,12 +87,15 @@ def prepare(args: argparse.Namespace) -> str:
         raise UserError(f"{args.out} exists already: remove it or choose another --out")
     if args.resolution is not None and args.resolution < 1:
         raise UserError(f"--resolution {args.resolution}: a positive number of pixels is expected")
+    from scoregen.data.decode import Fit
+
+    fit = Fit(args.resolution, None if args.crop == "none" else args.crop, args.mode)
     items, class_names = _items(args)
     torn = args.out.with_name(args.out.name + ".part")
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with torn.open("wb") as file:
-            stats = _write(file, items, class_names, Options(args.resolution, args.crop, args.mode))
+            stats = _write(file, items, class_names, fit)
             file.flush()
             os.fsync(file.fileno())
         os.replace(torn, args.out)
@@ -186,7 +179,7 @@ def _load(args: argparse.Namespace, path: Path) -> "ArrayDataset":
     return load_idx(name=args.src, split=args.split, root=args.root, conditional=conditional)
 
 
-def _write(file: Any, items: Sequence[Item], class_names: Sequence[str], options: Options) -> "Stats":
+def _write(file: Any, items: Sequence[Item], class_names: Sequence[str], fit: "Fit") -> "Stats":
     """PNGs in order, then dataset.json; the same input gives the same bytes."""
     import torch
 
@@ -196,7 +189,7 @@ def _write(file: Any, items: Sequence[Item], class_names: Sequence[str], options
     moments: Moments | None = None
     rows: list[tuple[str, int]] = []
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for index, (item, png, array) in enumerate(_encoded(items, options)):
+        for index, (item, png, array) in enumerate(_encoded(items, fit)):
             moments = moments or Moments(array.shape, len(class_names))
             if array.shape != moments.shape:
                 raise UserError(_mixed(item.name, array.shape, items[0].name, moments.shape))
@@ -223,13 +216,13 @@ def _mixed(name: str, got: tuple[int, ...], first: str, expected: tuple[int, ...
     )
 
 
-def _encoded(items: Sequence[Item], options: Options) -> Iterator[tuple[Item, bytes, "np.ndarray"]]:
+def _encoded(items: Sequence[Item], fit: "Fit") -> Iterator[tuple[Item, bytes, "np.ndarray"]]:
     """Decode, convert and encode with threads, in order, a window at a time."""
 
     def encode(item: Item) -> tuple[Item, bytes, "np.ndarray"]:
         from scoregen.data.decode import pixels
 
-        image = _converted(item.image(), item.name, options)
+        image = fit(item.image(), item.name)
         array, out = pixels(image, item.name), io.BytesIO()
         image.save(out, "PNG")
         return item, out.getvalue(), array
@@ -237,27 +230,6 @@ def _encoded(items: Sequence[Item], options: Options) -> Iterator[tuple[Item, by
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 16)) as pool:
         for start in range(0, len(items), WINDOW):
             yield from pool.map(encode, items[start : start + WINDOW])
-
-
-def _converted(image: "Image", name: str, options: Options) -> "Image":
-    from PIL import Image
-
-    if options.mode is not None and image.mode in ("LA", "RGBA"):
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    if options.mode is not None:
-        image = image.convert(options.mode)
-    width, height = image.size
-    if options.crop == "center":
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    if options.resolution is None:
-        return image
-    if image.width != image.height:
-        raise UserError(f"{name} is {width} x {height}, not square: add --crop center")
-    size = (options.resolution, options.resolution)
-    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def report(out: Path, stats: "Stats", class_names: Sequence[str]) -> str:

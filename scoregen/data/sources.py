@@ -121,7 +121,7 @@ def list_images(source: Source) -> Listing:
     Raises UserError where there are no images or the labels do not fit the files.
     """
     names = source.names()
-    images = [name for name in names if _is_image(name)]
+    images = [name for name in names if is_image(name)]
     if not images:
         raise UserError(f"{source.path} holds no images: expected files such as .png, .jpg or .webp")
     if LABEL_FILE in names:
@@ -141,7 +141,8 @@ def official_split(listing: Listing, split: str) -> Listing | None:
     return Listing(tuple(names), inner.labels, inner.class_names)
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether the extension is one that Pillow reads, of a file that is not hidden."""
     parts = name.split("/")
     hidden = any(part.startswith(".") for part in parts) or parts[0] == "__MACOSX"
     return not hidden and os.path.splitext(name)[1].lower() in _extensions()

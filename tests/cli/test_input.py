@@ -46,8 +46,9 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 def test_the_core_pulls_no_optional_package() -> None:
     code = (
-        "import sys, scoregen.build, scoregen.cli.source\n"
-        "heavy = {'diffusers', 'torchmetrics', 'wandb', 'tensorboard', 'accelerate', 'scipy'}\n"
+        "import sys, scoregen.build, scoregen.cli.source, scoregen.data.hub, scoregen.data.webdataset\n"
+        "heavy = {'diffusers', 'torchmetrics', 'wandb', 'tensorboard', 'accelerate', 'scipy', 'datasets',\n"
+        "    'pyarrow', 'pandas', 'webdataset'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from scoregen.data.base import ArrayDataset
+from tests.data.containers import Files, png_files
 
 Pixels = np.ndarray  # uint8 [H, W, C]
 
@@ -48,3 +52,27 @@ def save_zip() -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Caches of our own; the hub is out of reach."""
+    import datasets
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache" / "datasets")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def files(photos: list) -> Files:
+    """Twelve PNG files in folders of their classes."""
+    return png_files(photos)
+
+
+@pytest.fixture
+def expected(photos: list) -> ArrayDataset:
+    x = torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2).contiguous()
+    return ArrayDataset("set", x, torch.arange(12) // 4)

@@ -1,0 +1,31 @@
+"""Where what is dear to make again is kept between runs."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import IO
+
+
+def cache_folder(kind: str) -> Path:
+    """The folder for one kind of file: $XDG_CACHE_HOME/scoregen/`kind`, else below ~/.cache.
+
+    All that lies there can be deleted at any time; it is made again.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "scoregen" / kind
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which takes the name `path` when it is whole; several processes may do so at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise

@@ -8,6 +8,7 @@ from scoregen.networks.diffusers_unet import DiffusersUNet, ForeignUNet
 from scoregen.networks.energy import EnergyDDPMpp, EnergyMLP
 from scoregen.networks.mlp import MLP
 from scoregen.networks.unet_adm import ADM
+from scoregen.networks.unet_edm2 import EDM2
 from scoregen.networks.unet_song import DDPMpp, NCSNpp
 from scoregen.networks.wavegrad import WaveGrad
 
@@ -15,6 +16,7 @@ NETWORKS: dict[str, type[Network]] = {
     "ddpmpp": DDPMpp,
     "ncsnpp": NCSNpp,
     "adm": ADM,
+    "edm2": EDM2,
     "mlp": MLP,
     "energy_mlp": EnergyMLP,
     "energy_ddpmpp": EnergyDDPMpp,
@@ -24,6 +26,7 @@ NETWORKS: dict[str, type[Network]] = {
 
 __all__ = [
     "ADM",
+    "EDM2",
     "MLP",
     "NETWORKS",
     "DDPMpp",

@@ -36,12 +36,16 @@ class BlockStyle:
 
     def heads(self, channels: int) -> int:
         """The number of attention heads for `channels`; UserError unless they divide evenly."""
-        width = self.channels_per_head or channels
-        if channels % width:
-            raise UserError(
-                f"{channels} channels do not divide into heads of {width}; choose multiples of {width}"
-            )
-        return channels // width
+        return count_heads(channels, self.channels_per_head or channels)
+
+
+def count_heads(channels: int, width: int) -> int:
+    """The number of attention heads of `width` channels; UserError unless they divide evenly."""
+    if channels % width:
+        raise UserError(
+            f"{channels} channels do not divide into heads of {width}; choose multiples of {width}"
+        )
+    return channels // width
 
 
 class ResidualBlock(nn.Module):

@@ -93,13 +93,13 @@ def downsample(x: Tensor, fir: Tensor, *, padding: int | None = None) -> Tensor:
 def upsample(x: Tensor, fir: Tensor) -> Tensor:
     """Put zeros between pixels and filter each channel with 4 fir: the transpose of `downsample`, times 4."""
     if fir.shape[-1] == 2:
-        return _repeat_pixels(x)
+        return repeat_pixels(x)
     channels, pad = x.shape[1], (fir.shape[-1] - 1) // 2
     weight = (4 * fir).expand(channels, -1, -1, -1)
     return F.conv_transpose2d(x, weight, stride=2, padding=pad, groups=channels)
 
 
-def _repeat_pixels(x: Tensor) -> Tensor:
+def repeat_pixels(x: Tensor) -> Tensor:
     """Each pixel of [B, C, H, W] four times over: [B, C, 2 H, 2 W], channels last where x is.
 
     Compiled, `interpolate` would add up its gradient by atomics, slowly and in no fixed order.

@@ -1,4 +1,4 @@
-"""The skeleton of both U-Net families: an encoder, a bottleneck and a decoder with skips."""
+"""The skeleton of all U-Net families: an encoder, a bottleneck and a decoder with skips."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -13,16 +13,16 @@ from scoregen.networks.base import Network
 from scoregen.networks.blocks import BlockStyle, ResidualBlock
 from scoregen.networks.layers import Conv2d
 
-Block = Callable[..., ResidualBlock]  # (in_channels, out_channels, attend=False, direction=None)
+Block = Callable[..., nn.Module]  # (in_channels, out_channels, attend=False, direction=None)
 
 
 class UNet(Network, ABC):
     """Map images [B, channels, R, R] to [B, out_channels, R, R]: head(decode(encode(x, emb), emb)).
 
-    A subclass says `style` and `attend_throughout`, and defines `embed` and `head`. At the
-    `attention_resolutions` all blocks of the encoder attend, and of the decoder all (`attend_throughout`)
-    or the last of a level; elsewhere only the first block of the bottleneck does. The embedding has 4
-    model_channels.
+    A subclass says `style` and `attend_throughout`, and defines `embed` and `head`; one with layers of its
+    own overrides `stem`, `blocks` and `join` instead of saying a `style`. At the `attention_resolutions` all
+    blocks of the encoder attend, and of the decoder all (`attend_throughout`) or the last of a level;
+    elsewhere only the first block of the bottleneck does. The embedding has 4 model_channels.
 
     Raises UserError where the resolution cannot be halved, or an attention resolution is none of the levels.
     """
@@ -49,10 +49,23 @@ class UNet(Network, ABC):
         self.sizes = levels(resolution, len(channel_mult), attention_resolutions)
         self.widths = [model_channels * mult for mult in channel_mult]
         self.num_blocks, self.attends = num_blocks, frozenset(attention_resolutions)
-        block = partial(ResidualBlock, style=self.style, emb_channels=4 * model_channels, dropout=dropout)
         self.enc, self.dec = nn.ModuleDict(), nn.ModuleDict()
-        self.enc[f"{_name(resolution)}_conv"] = Conv2d(channels, model_channels, 3, init=self.style.init)
-        self.build_decoder(block, self.build_encoder(block, model_channels))
+        self.enc[f"{_name(resolution)}_conv"] = self.stem(channels, model_channels)
+        encoding, decoding = self.blocks(model_channels, dropout)
+        self.build_decoder(decoding, self.build_encoder(encoding, model_channels))
+
+    def stem(self, channels: int, width: int) -> nn.Module:
+        """The first convolution, of images with `channels` to `width` features."""
+        return Conv2d(channels, width, 3, init=self.style.init)
+
+    def blocks(self, model_channels: int, dropout: float) -> tuple[Block, Block]:
+        """What makes the blocks of the encoder, and those of the decoder."""
+        block = partial(ResidualBlock, style=self.style, emb_channels=4 * model_channels, dropout=dropout)
+        return block, block
+
+    def join(self, x: Tensor, skip: Tensor) -> Tensor:
+        """What a block of the decoder takes, from the features x and those of the encoder."""
+        return torch.cat([x, skip], 1)
 
     def build_encoder(self, block: Block, width: int) -> list[int]:
         """Fill `enc` behind its first convolution to `width` channels; return the channels of all skips."""
@@ -145,7 +158,7 @@ class UNet(Network, ABC):
             if size != self.sizes[-1]:
                 x = self.dec[f"{_name(size)}_up"](x, emb)
             for i in range(self.num_blocks + 1):
-                x = self.dec[f"{_name(size)}_block{i}"](torch.cat([x, skips.pop()], 1), emb)
+                x = self.dec[f"{_name(size)}_block{i}"](self.join(x, skips.pop()), emb)
         return x
 
 

@@ -18,7 +18,7 @@ class UncertaintyLoss(nn.Module):
     f_k(c) = sqrt(2) cos(2 pi (a_k c + b_k)),  a_k ~ N(0, 1), b_k ~ U(0, 1) fixed.
 
     The optimum is u* = ln E[loss | sigma], where the value is 1 + u*. The loss before weighting is logged as
-    `unweighted`. The scale and phase of the features are remembered, not confirmed.
+    `unweighted`.
 
     Args:
         base: the objective to weigh.

@@ -186,5 +186,6 @@ def test_an_unconditional_network_refuses_class_ids(build):
 
 
 def test_the_registry_holds_every_network_by_its_configuration_name():
-    plain, energies = {"ddpmpp", "ncsnpp", "adm", "mlp", "diffusers_unet"}, {"energy_mlp", "energy_ddpmpp"}
+    plain = {"ddpmpp", "ncsnpp", "adm", "edm2", "mlp", "diffusers_unet"}
+    energies = {"energy_mlp", "energy_ddpmpp"}
     assert set(NETWORKS) == plain | energies | {"wavegrad"}

@@ -85,9 +85,9 @@ def ddpm_sigmas(
     if schedule == "squaredcos_cap_v2":
         f = [cos(pi / 2 * (t / levels + 0.008) / 1.008) ** 2 for t in range(levels + 1)]
         betas = [min(1 - after / before, 0.999) for before, after in pairwise(f)]
-        beta = torch.tensor(betas, dtype=torch.float64)
+        beta = torch.tensor(betas, dtype=torch.float64, device="cpu")
     else:
         power = 2 if schedule == "scaled_linear" else 1
         ends = beta_start ** (1 / power), beta_end ** (1 / power)
-        beta = torch.linspace(*ends, levels, dtype=torch.float64) ** power
+        beta = torch.linspace(*ends, levels, dtype=torch.float64, device="cpu") ** power
     return ((1 - beta).cumprod(0).reciprocal() - 1).sqrt().to(device)

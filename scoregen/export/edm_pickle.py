@@ -1,4 +1,4 @@
-"""Read the network pickles of NVIDIA's EDM without running the code that they carry.
+"""Read the network pickles of NVIDIA's EDM and EDM2 without running the code that they carry.
 
 Such a file holds objects whose class is given by its source text, to be executed on loading. Here every
 object becomes an inert `Node`: the name of its class and its attributes. The texts are dropped.
@@ -42,21 +42,26 @@ class Node:
                 yield from child.tensors(f"{prefix}{key}.")
 
 
-def read_network(path: Path, key: str = "ema") -> Node:
-    """The preconditioned network that a file holds under `key`, or that it is.
+def read_network(path: Path, key: str = "ema") -> tuple[Node, Node | None]:
+    """The preconditioned network that a file holds under `key`, or that it is, and the file's `encoder`.
+
+    EDM2 writes the latter: what stands between images and the samples of the network.
 
     Raises:
         UserError: where the file is damaged, is another program's, or names anything that an EDM network
             does not need; nothing in it has been run then.
     """
     content = load_plain(path.read_bytes(), str(path), encoding="ASCII", also=_STAND_INS)
+    encoder = None
     if isinstance(content, dict):
         if key not in content:
             raise UserError(f"{path} holds {', '.join(map(str, content))}, but no '{key}'")
-        content = content[key]
+        content, encoder = content[key], content.get("encoder")
     if not isinstance(content, Node) or not isinstance(content.state.get("_modules"), dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a network of EDM")
-    return content
+    if not isinstance(encoder, Node | None):
+        raise UserError(f"{path} holds a {type(encoder).__name__} in place of an encoder")
+    return content, encoder
 
 
 def _persistent(meta: Any) -> Node:

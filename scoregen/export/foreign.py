@@ -2,8 +2,8 @@
 
     python -m scoregen.export.foreign edm-cifar10-32x32-uncond-vp.pkl --out edm.safetensors --data cifar10
 
-Read are the network pickles of NVIDIA's EDM, whose code is not run, and folders of diffusers with a
-UNet2DModel and its noise schedule. docs/export.md tells more.
+Read are the network pickles of NVIDIA's EDM and EDM2, whose code is not run, checkpoints of score_sde, and
+folders of diffusers with a UNet2DModel and its noise schedule. docs/export.md tells more.
 """
 
 import argparse
@@ -41,20 +41,36 @@ class Foreign:
     origin: str
 
 
-def read_foreign(path: Path, *, key: str = "ema") -> Foreign:
-    """The model in a pickle of EDM or a folder of diffusers; UserError for anything else."""
-    from scoregen.export.from_diffusers import from_diffusers
-    from scoregen.export.from_edm import from_edm
+def read_foreign(path: Path, *, key: str = "ema", resolution: int = 32) -> Foreign:
+    """The model in a pickle of EDM or EDM2, a checkpoint of score_sde or a folder of diffusers.
 
+    Raises UserError for anything else.
+    """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
+    try:
+        return _read(path, key, resolution)
+    except UserError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is not as its program writes such files ({error!r})") from error
+
+
+def _read(path: Path, key: str, resolution: int) -> Foreign:
+    from scoregen.export.from_diffusers import from_diffusers
+    from scoregen.export.from_edm import from_edm
+    from scoregen.export.from_score_sde import from_score_sde
+
     if path.is_dir():
         return from_diffusers(path)
-    if path.suffix != ".pkl":
-        raise UserError(
-            f"{path}: give a .pkl of EDM or a folder of diffusers; weights of ours serve as they are"
-        )
-    return from_edm(path, key)
+    if path.suffix == ".pkl":
+        return from_edm(path, key)
+    if path.suffix in (".pth", ".pt"):
+        return from_score_sde(path, key, resolution)
+    raise UserError(
+        f"{path}: give a .pkl of EDM or EDM2, a .pth of score_sde or a folder of diffusers; weights of ours "
+        "serve as they are"
+    )
 
 
 def convert(foreign: Foreign, out: Path, *, data: str = "folder") -> None:
@@ -68,29 +84,41 @@ def convert(foreign: Foreign, out: Path, *, data: str = "folder") -> None:
     Raises:
         UserError: where the tensors are not those of the network.
     """
+    import torch
+
     from scoregen.model import build_denoiser
-    from scoregen.training.weights import load_weights, provenance, write_weights
+    from scoregen.training.weights import check_weights, provenance, write_weights
+    from scoregen.validation import check_choice
 
     cfg, problems = config.compose([f"data={data}", "experiment=null", f"name={out.stem}"])
     config.refuse(problems)
     cfg.network, cfg.precond = foreign.network, foreign.precond
     if "sigma_data" in foreign.precond:
         cfg.sigma_data = foreign.precond["sigma_data"]
-    denoiser = build_denoiser(cfg, foreign.spec)
-    load_weights(denoiser, foreign.tensors, foreign.origin)
+    config.refuse(check_choice(cfg.network, "network") + check_choice(cfg.precond, "precond"))
+    if (blocks := foreign.network.get("num_blocks", 0)) > len(foreign.tensors):
+        raise UserError(f"{foreign.origin}: {blocks} blocks a level, but {len(foreign.tensors)} tensors")
+    with torch.device("meta"):  # a file may claim a network of any size
+        own = build_denoiser(cfg, foreign.spec).state_dict()
+    check_weights(own, foreign.tensors, foreign.origin)
     metadata = {"config": config.to_yaml(cfg), "model": foreign.spec.to_json(), "origin": foreign.origin}
-    write_weights(out, denoiser.state_dict(), {**metadata, **provenance(), "nimg": "0"})
+    write_weights(out, {key: foreign.tensors[key] for key in own}, {**metadata, **provenance(), "nimg": "0"})
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m scoregen.export.foreign",
-        description="Turn the weights of EDM or diffusers into a weights file for sample.py and evaluate.py.",
+        description="Turn the weights of another program into a weights file for sample.py and evaluate.py.",
     )
-    parser.add_argument("source", type=Path, help="a .pkl of EDM, or a folder of diffusers")
+    parser.add_argument(
+        "source", type=Path, help="a .pkl of EDM or EDM2, a .pth of score_sde, a folder of diffusers"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors to write")
     parser.add_argument("--data", default="folder", metavar="NAME", help="the data set it was trained on")
-    parser.add_argument("--key", default="ema", help="of the network in a .pkl (default: ema)")
+    parser.add_argument("--key", default="ema", help="of the network in a file (default: ema)")
+    parser.add_argument(
+        "--resolution", type=int, default=32, metavar="N", help="of the images, for a .pth (default: 32)"
+    )
     return parser
 
 
@@ -105,7 +133,7 @@ def _convert(argv: Sequence[str]) -> int:
     if args.data not in config.groups()["data"]:
         known = config.suggest(args.data, config.groups()["data"])
         raise UserError(f"--data {args.data}: no such data set; {known}")
-    foreign = read_foreign(args.source, key=args.key)
+    foreign = read_foreign(args.source, key=args.key, resolution=args.resolution)
     convert(foreign, args.out, data=args.data)
     print(f"wrote {args.out} from {foreign.origin}\nnext: python sample.py --run {args.out}")
     return DONE

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from scoregen.errors import UserError
 from scoregen.export.edm_pickle import Node, read_network
+from scoregen.export.from_edm2 import from_edm2
 
 if TYPE_CHECKING:
     from scoregen.export.foreign import Foreign
@@ -34,11 +35,13 @@ KEPT = ("model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dro
 
 
 def from_edm(path: Path, key: str = "ema") -> "Foreign":
-    """The network under `key` in a pickle; UserError for one that has no counterpart here."""
+    """The network under `key` in a pickle, of EDM2 too; UserError for one that has no counterpart here."""
     from scoregen.export.foreign import Foreign
     from scoregen.model import ModelSpec
 
-    precond = read_network(path, key)
+    precond, encoder = read_network(path, key)
+    if isinstance(precond.state["_modules"].get("unet"), Node):
+        return from_edm2(precond, encoder, path)
     network = precond.state["_modules"].get("model")
     if not isinstance(network, Node):
         raise UserError(f"{path}: {precond.name} holds no network 'model'")

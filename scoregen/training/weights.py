@@ -43,7 +43,12 @@ def load_weights(module: nn.Module, tensors: Weights, source: str) -> None:
 
     On a mismatch raises UserError with the differences and changes nothing.
     """
-    own = module.state_dict()
+    check_weights(module.state_dict(), tensors, source)
+    module.load_state_dict(tensors)
+
+
+def check_weights(own: Weights, tensors: Weights, source: str) -> None:
+    """Raise UserError with the differences unless `tensors` have the names and shapes of `own`."""
     differences = {
         "missing": [key for key in own if key not in tensors],
         "unexpected": [key for key in tensors if key not in own],
@@ -58,7 +63,6 @@ def load_weights(module: nn.Module, tensors: Weights, source: str) -> None:
             f"The weights of {source} do not fit this network:\n{_listed(differences)}"
             "Build the `network` that they were trained with: the file's metadata carries its config."
         )
-    module.load_state_dict(tensors)
 
 
 def write_weights(path: Path, tensors: Weights, metadata: Mapping[str, str]) -> None:

@@ -3,10 +3,8 @@
 import os
 import pickle
 import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,8 +18,8 @@ from scoregen.denoisers.network import NetworkDenoiser
 from scoregen.diffusion.precond import DDPMPrecond, EDMPrecond, IDDPMPrecond, VEPrecond, VPPrecond
 from scoregen.export.foreign import main as convert
 from scoregen.networks import ADM, DDPMpp, NCSNpp
+from tests.export.conftest import Calls, Persistent
 
-TRAP = "import os; os.environ['SPRUNG'] = 'source'"  # what a file's own source text would do
 CLASSES = {"DDPMpp": "SongUNet", "NCSNpp": "SongUNet", "ADM": "DhariwalUNet", "IDDPMPrecond": "iDDPMPrecond"}
 SMALL = {"model_channels": 64, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4]}
 SONG = {
@@ -36,30 +34,12 @@ MODELS = [
 ]
 
 
-class _Persistent(nn.Module):
-    """Pickles as the classes of EDM do: the source of its module, its class's name, its attributes."""
-
-    meta_name: str
-
-    def __reduce__(self) -> Any:
-        state = {key: value for key, value in self.__dict__.items() if key != "meta_name"}
-        meta = {
-            "type": "class",
-            "version": 6,
-            "module_src": TRAP,
-            "class_name": self.meta_name,
-            "state": state,
-        }
-        return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (meta,)
-
-
 def _persistent(module: nn.Module, name: str, **attributes: Any) -> nn.Module:
     """The module as an object of EDM, its containers as torch's own."""
     if type(module) in (nn.ModuleDict, nn.ModuleList):
         made: nn.Module = nn.ModuleDict()
     else:
-        made = _Persistent()
-        made.meta_name = name
+        made = Persistent(name)
     made._parameters, made._buffers = module._parameters, module._buffers
     made._modules = {key: _persistent(child, type(child).__name__) for key, child in module._modules.items()}
     made.__dict__.update(attributes)
@@ -67,37 +47,21 @@ def _persistent(module: nn.Module, name: str, **attributes: Any) -> nn.Module:
 
 
 @pytest.fixture
-def write_edm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def write_edm(tmp_path: Path, edm_program: type[dict]) -> Callable[..., Path]:
     """Write a network as EDM's training writes it."""
-    persistence, util = ModuleType("torch_utils.persistence"), ModuleType("dnnlib.util")
-
-    def _reconstruct_persistent_obj(meta: dict[str, Any]) -> None:
-        raise AssertionError("the original program's function was called")
-
-    class EasyDict(dict):
-        pass
-
-    for package in ("torch_utils", "dnnlib"):
-        monkeypatch.setitem(sys.modules, package, ModuleType(package))
-    for module, thing in ((persistence, _reconstruct_persistent_obj), (util, EasyDict)):
-        thing.__module__, thing.__qualname__ = module.__name__, thing.__name__
-        setattr(module, thing.__name__, thing)
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.delenv("SPRUNG", raising=False)
 
     def write(denoiser: NetworkDenoiser, attributes: dict[str, Any]) -> Path:
         build, precond = type(denoiser.network).__name__, type(denoiser.precond).__name__
         network = _persistent(
             denoiser.network,
             CLASSES[build],
-            _init_kwargs=EasyDict(**SMALL, **SONG.get(build, {}), augment_dim=9, skip_scale=np.sqrt(0.5)),
+            _init_kwargs=edm_program(**SMALL, **SONG.get(build, {}), augment_dim=9, skip_scale=np.sqrt(0.5)),
         )
-        whole = _Persistent()
-        whole.meta_name = CLASSES.get(precond, precond)
+        whole = Persistent(CLASSES.get(precond, precond))
         whole._modules = {"model": network}
         whole.__dict__.update(img_resolution=8, img_channels=3, label_dim=5, use_fp16=False, **attributes)
         path = tmp_path / "network.pkl"
-        path.write_bytes(pickle.dumps({"ema": whole, "dataset_kwargs": EasyDict(path="x.zip")}))
+        path.write_bytes(pickle.dumps({"ema": whole, "dataset_kwargs": edm_program(path="x.zip")}))
         return path
 
     return write
@@ -163,28 +127,18 @@ def test_a_diffusers_folder_gives_the_same_predictions(tmp_path: Path) -> None:
         torch.testing.assert_close(denoised, theirs, rtol=1e-3, atol=1e-3)  # their time step is a float32
 
 
-class _Calls:
-    """Pickles as a call of anything."""
-
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.function, self.arguments = function, arguments
-
-    def __reduce__(self) -> Any:
-        return self.function, self.arguments
-
-
 def _hostile(marker: Path) -> dict[str, bytes]:
     command = f"touch {marker}"
-    nested = pickle.dumps(_Calls(os.system, command))
+    nested = pickle.dumps(Calls(os.system, command))
     tensor, scalar = pickle.dumps(torch.zeros(2)), np.float64(0).__reduce__()[0]
     return {
-        "os.system": pickle.dumps({"ema": _Calls(os.system, command)}),
-        "eval": pickle.dumps({"ema": _Calls(eval, f"open({str(marker)!r}, 'w')")}),
-        "getattr": pickle.dumps(_Calls(getattr, _Calls, "__reduce__")),
-        "nested reduce": pickle.dumps(_Calls(list, [_Calls(os.system, command)])),
-        "inside a tensor": pickle.dumps(_Calls(torch.storage._load_from_bytes, nested)),
-        "inside a pickle": pickle.dumps(_Calls(pickle.loads, nested)),
-        "an object for a number": pickle.dumps(_Calls(scalar, np.dtype(object), b"\x00" * 8)),
+        "os.system": pickle.dumps({"ema": Calls(os.system, command)}),
+        "eval": pickle.dumps({"ema": Calls(eval, f"open({str(marker)!r}, 'w')")}),
+        "getattr": pickle.dumps(Calls(getattr, Calls, "__reduce__")),
+        "nested reduce": pickle.dumps(Calls(list, [Calls(os.system, command)])),
+        "inside a tensor": pickle.dumps(Calls(torch.storage._load_from_bytes, nested)),
+        "inside a pickle": pickle.dumps(Calls(pickle.loads, nested)),
+        "an object for a number": pickle.dumps(Calls(scalar, np.dtype(object), b"\x00" * 8)),
         "a place in the memo": b"\x80\x04]r" + struct.pack("<I", 2**31 - 1) + b".",
         "bytes without end": b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"x.",
         "a frame without end": b"\x80\x04\x95" + struct.pack("<Q", 2**40) + b"N.",

@@ -1,0 +1,78 @@
+"""The networks of NVIDIA's EDM2 in this program's terms.
+
+Source: Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models, 2024, arXiv
+2312.02696, and the attributes that its code gives its networks.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scoregen.errors import UserError
+from scoregen.export.edm_pickle import Node
+
+if TYPE_CHECKING:
+    from scoregen.export.foreign import Foreign
+
+KEPT = {
+    "model_channels": "model_channels",
+    "channel_mult": "channel_mult",
+    "num_blocks": "num_blocks",
+    "attn_resolutions": "attention_resolutions",
+    "dropout": "dropout",
+}
+# What the published networks leave at its default, and `EDM2` has no argument for.
+FIXED: dict[str, Any] = {
+    "channel_mult_noise": None,
+    "channel_mult_emb": None,
+    "label_balance": 0.5,
+    "concat_balance": 0.5,
+    "resample_filter": [1, 1],
+    "channels_per_head": 64,
+    "res_balance": 0.3,
+    "attn_balance": 0.3,
+    "clip_act": 256,
+}
+
+
+def from_edm2(precond: Node, encoder: Node | None, path: Path) -> "Foreign":
+    """The network of an EDM2 snapshot; its head for the learned uncertainty of training is left out.
+
+    Args:
+        precond: the entry `ema` of the file. encoder: its entry `encoder`, between images and samples.
+        path: for messages.
+
+    Raises:
+        UserError: for a network of latents, whose decoder the file lacks, and for one that was built with
+            options that `EDM2` has not.
+    """
+    from scoregen.export.foreign import Foreign
+    from scoregen.model import ModelSpec
+
+    _check_encoder(encoder, path)
+    network, facts = precond.state["_modules"]["unet"], precond.state
+    arguments = network.state.get("_init_kwargs") or {}
+    for name, value in FIXED.items():
+        if arguments.get(name, value) != value:
+            raise UserError(f"{path}: a network with {name}={arguments[name]} is not read, only {value}")
+    given = {ours: arguments[theirs] for theirs, ours in KEPT.items() if theirs in arguments}
+    shape = (int(facts["img_channels"]), int(facts["img_resolution"]), int(facts["img_resolution"]))
+    return Foreign(
+        network={"_target_": "scoregen.networks.EDM2", **given},
+        precond={
+            "_target_": "scoregen.diffusion.precond.EDMPrecond",
+            "sigma_data": float(facts["sigma_data"]),
+        },
+        spec=ModelSpec(shape, int(facts["label_dim"])),
+        tensors={f"network.{name}": tensor.float() for name, tensor in network.tensors()},
+        origin=f"{path.name}, {precond.name} of EDM2",
+    )
+
+
+def _check_encoder(encoder: Node | None, path: Path) -> None:
+    if encoder is None or encoder.name == "StandardRGBEncoder":
+        return
+    autoencoder = encoder.state.get("vae_name", "an autoencoder")
+    raise UserError(
+        f"{path}: this network draws latents of {autoencoder} ({encoder.name}), whose weights are not in the "
+        "file; only networks of images are read, as the EDM2 models for ImageNet at 64 x 64 are"
+    )

@@ -4,8 +4,10 @@ Order of data, randomness and checkpoints stay ours, because accelerate's own do
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +16,10 @@ from torch import Tensor, nn
 from scoregen.errors import UserError
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(minutes=30)  # with a process that does not answer; the main one may work alone for long
+# In the words of gloo, of NCCL, and of the store where processes meet.
+LOST = r"gloo/transport\S* (.*)|(remote process exit|watchdog.* timeout|wait timeout|failed to recv|reset by)"
 
 
 class Parallel:
@@ -26,9 +32,13 @@ class Parallel:
         device: auto, cpu, cuda or mps; auto takes CUDA where there is one, else the CPU. MPS lacks the
             float64 that closed forms and metrics compute in, so it must be asked for.
         deterministic: whether `repeatable` work repeats bit for bit on CUDA, too.
+        patience: how long to wait for a process that neither answers nor ends; one that ends, however it
+            does, is noticed at the next exchange with it.
     """
 
-    def __init__(self, device: str = "auto", *, deterministic: bool = True) -> None:
+    def __init__(
+        self, device: str = "auto", *, deterministic: bool = True, patience: timedelta = PATIENCE
+    ) -> None:
         self.deterministic = deterministic
         self.world = world_size()
         self.rank = int(os.environ.get("RANK", "0"))
@@ -38,13 +48,18 @@ class Parallel:
         if self.world == 1:
             self.device = torch.device(kind)
             return
-        from accelerate import Accelerator
+        from accelerate import Accelerator, InitProcessGroupKwargs
 
         # Precision and compilation are the network denoiser's business, whatever `accelerate config` says.
-        self._accelerator = Accelerator(cpu=kind == "cpu", mixed_precision="no", dynamo_backend="no")
+        self._accelerator = Accelerator(
+            cpu=kind == "cpu",
+            mixed_precision="no",
+            dynamo_backend="no",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)],
+        )
         self.device = self._accelerator.device
         # Host-side agreement goes over gloo, so that it never waits for the GPU.
-        self._host_group = torch.distributed.new_group(backend="gloo")
+        self._host_group = torch.distributed.new_group(backend="gloo", timeout=patience)
         assert self._accelerator.num_processes == self.world, (
             "the launcher started another number of processes"
         )
@@ -135,6 +150,12 @@ class Parallel:
 def world_size() -> int:
     """The number of processes that the launcher started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def lost_process(error: RuntimeError) -> str | None:
+    """How torch says that another process has ended or does not answer; None where it says something else."""
+    found = re.search(LOST, str(error), re.IGNORECASE)
+    return found and next(filter(None, found.groups())).partition(". ")[0]
 
 
 def _resolve_device(device: str) -> str:

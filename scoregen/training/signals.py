@@ -1,12 +1,29 @@
-"""Stop requests: Ctrl-C, SIGTERM (pre-emption) and SIGUSR1 (a scheduler's warning) end a run in order."""
+"""Stop requests end a run in order: Ctrl-C, SIGTERM (pre-emption), SIGUSR1 and 2 (a scheduler's warnings)."""
 
 import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
 STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
+
+
+@contextmanager
+def on_stop_signals(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> Iterator[None]:
+    """Within it the stop signals go to `handler`; only the main thread can set one, others set none."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 class StopSignals:
@@ -14,15 +31,14 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = False
-        self._previous: dict[int, Any] = {}
+        self._noting = on_stop_signals(self._note)
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        self._noting.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def __exit__(self, *exception: Any) -> None:
+        self._noting.__exit__(*exception)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:

@@ -1,0 +1,47 @@
+"""The law of a storm: a run that is stopped at random times, again and again, ends as one that never was."""
+
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from scoregen.training.signals import STOP_SIGNALS
+from tests.cli.conftest import TINY, Run, Start
+from tests.cli.test_processes import assert_same_end
+
+RUN = [*TINY, "trainer.total=24576"]
+STORMS = {"stops": STOP_SIGNALS, "kills": (signal.SIGKILL,), "both": (*STOP_SIGNALS, signal.SIGKILL)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("storm", STORMS)
+def test_a_storm_of_stops_changes_no_bit_of_the_result(
+    run: Run, start: Start, tmp_path: Path, storm: str, processes: int
+) -> None:
+    assert run("train.py", *RUN, "run_dir=whole", processes=processes).returncode == 0
+    stopped, done = 0, False
+    while not done:
+        training = start("train.py", *RUN, "run_dir=stormy", processes=processes)
+        done = survived(training, random.choice(STORMS[storm]), after=random.uniform(0.0, 8.0))
+        stopped += not done
+    assert stopped >= 3
+    assert_same_end(tmp_path / "whole", tmp_path / "stormy")
+    assert not list((tmp_path / "stormy").rglob(".tmp-*"))
+
+
+def survived(training: "subprocess.Popen[str]", number: int, after: float) -> bool:
+    """Whether the run was over before the signal came; otherwise it must have left as documented."""
+    try:
+        training.wait(after)
+    except subprocess.TimeoutExpired:
+        training.send_signal(number)
+        time.sleep(random.random())
+    _, err = training.communicate(timeout=120)
+    # Killed, or stopped before there was anything to stop, or by torchrun, whose code is its own.
+    left = {-signal.SIGKILL, -number, 130} | ({1} if "torch.distributed" in str(training.args) else set())
+    assert training.returncode in {0, *left}, err
+    return training.returncode == 0

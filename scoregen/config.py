@@ -5,10 +5,12 @@ Hydra's composition; single values (`trainer.batch=64`) are set afterwards, so t
 no quoting. Nothing below the entries reads a configuration: constructors take typed arguments.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,8 @@ PRESETS = ("experiment", "debug")
 # A finished or interrupted run may be continued with another value of these.
 MUTABLE = (
     *("name", "run_dir", "device", "deterministic", "dry", "data.root", "hooks", "logger", "sampler"),
-    *("teacher", "trainer.total", "trainer.microbatch", "trainer.keep", "trainer.max_skipped"),
-    "trainer.workers",
+    *("launcher", "teacher", "trainer.total", "trainer.microbatch", "trainer.keep"),
+    *("trainer.max_skipped", "trainer.workers"),
 )
 
 
@@ -82,6 +84,23 @@ def compose(overrides: Sequence[str]) -> tuple[DictConfig, list[Problem]]:
         cfg = hydra_compose("train", overrides=choices)
     OmegaConf.set_struct(cfg, False)
     return cfg, problems + _set_values(cfg, values)
+
+
+def sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """All combinations of values parted by commas: `seed=0,1` is two runs, `x=[0,1]` is one."""
+    return [list(run) for run in product(*map(_alternatives, overrides))]
+
+
+def _alternatives(override: str) -> list[str]:
+    """The overrides that `key=a,b` stands for; commas inside brackets and quotes do not part values."""
+    key, _, text = override.partition("=")
+    values = re.findall(r"""(?:\[[^]]*\]|\{[^}]*\}|"[^"]*"|'[^']*'|[^,])+""", text)
+    return [f"{key}={value}" for value in values] if len(values) > 1 else [override]
+
+
+def without(group: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides but those of a group, its choice and its values."""
+    return [override for override in overrides if re.split(r"[.=]", override.lstrip("+"))[0] != group]
 
 
 def choose(group: str, name: str, values: Sequence[str] = ()) -> tuple[DictConfig, list[Problem]]:

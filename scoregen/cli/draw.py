@@ -3,11 +3,11 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from scoregen import __version__
 from scoregen.cli.dump import ImageDump
+from scoregen.cli.sampler import describe_sampler, guide, sampler_manifest
+from scoregen.cli.sound import load_conditions
+from scoregen.cli.source import Source
 from scoregen.data.codec import codec_of
 from scoregen.data.conditions import Conditions
 from scoregen.denoisers.base import Denoiser
@@ -60,11 +63,7 @@ class Draw:
         shares = self.parallel.gather(share)
         if not self.parallel.is_main:
             return None
-        return (
-            _ordered([part for share in shares for part in share], seeds)
-            if dump is None
-            else dump.read(seeds)
-        )
+        return join([part for share in shares for part in share], seeds) if dump is None else dump.read(seeds)
 
     def _batches(self, seeds: Sequence[int]) -> Iterator[Samples]:
         """This process's samples, on the CPU, with a progress bar on a terminal."""
@@ -88,7 +87,25 @@ class Draw:
                 bar.update(len(samples.seeds))
 
 
-def _ordered(parts: Sequence[Samples], seeds: Sequence[int]) -> Samples:
+class Order(NamedTuple):
+    """What the flags of sample.py ask for, ready to be drawn, and what it is for people and for manifests."""
+
+    draw: Draw
+    description: str
+    manifest: dict[str, Any]
+
+
+def prepare(source: Source, sampler: Sampler, args: argparse.Namespace, parallel: Parallel) -> Order:
+    """A model and a sampler under the other flags of the command line; UserError where they do not fit."""
+    denoiser = guide(source, args, parallel.device)
+    check_views(denoiser, args)
+    draw = Draw(denoiser, sampler, args.label, args.batch, parallel, load_conditions(source))
+    description = f"{source.description}\n{describe_sampler(sampler, denoiser)}"
+    return Order(draw, description, {**source.manifest, **sampler_manifest(sampler, denoiser, args)})
+
+
+def join(parts: Sequence[Samples], seeds: Sequence[int]) -> Samples:
+    """One batch with the samples of these seeds, in their order."""
     drawn = {seed: i for i, seed in enumerate(seed for part in parts for seed in part.seeds)}
     order = [drawn[seed] for seed in seeds]
     labels = [part.labels for part in parts if part.labels is not None]
@@ -103,9 +120,19 @@ def nearest_training_samples(
     if not isinstance(denoiser, EmpiricalDenoiser) and not hasattr(denoiser, "training_set"):
         return {}
     distances, indices = training_set(denoiser).nearest(samples.x.to(device))
-    copies = int((distances < COPY_DISTANCE * samples.x[0].numel() ** 0.5).sum())
-    print(f"{copies} of {len(distances)} samples copy training samples (fewer with a higher --sigma-s)")
-    return {"nearest_training_distance": distances.tolist(), "nearest_training_index": indices.tolist()}
+    return {
+        "training_copies": int((distances < COPY_DISTANCE * samples.x[0].numel() ** 0.5).sum()),
+        "nearest_training_distance": distances.tolist(),
+        "nearest_training_index": indices.tolist(),
+    }
+
+
+def describe_copies(manifest: Mapping[str, Any]) -> list[str]:
+    """A line on how many samples copy training samples, where `nearest_training_samples` has looked."""
+    if "training_copies" not in manifest:
+        return []
+    copies, among = manifest["training_copies"], len(manifest["nearest_training_index"])
+    return [f"{copies} of {among} samples copy training samples (fewer with a higher --sigma-s)"]
 
 
 def write_samples(out: Path, manifest: dict[str, Any], samples: Samples) -> list[str]:

@@ -6,14 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scoregen.cli.entry import DONE, check_writable, run_entry
-from scoregen.cli.sampler import (
-    add_sampler_flags,
-    choose_sampler,
-    choose_source,
-    describe_sampler,
-    guide,
-    sampler_manifest,
-)
+from scoregen.cli.sampler import add_sampler_flags, choose_sampler, choose_source
 from scoregen.errors import UserError
 
 MOST_SEEDS = 10_000_000  # the samples of one call are held in memory
@@ -38,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_entry(_sample, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """What sample.py takes; `kind` decides what a mistake does."""
+    parser = kind(
         prog="sample.py",
         description="Draw images from a trained model.",
         epilog=EPILOG,
@@ -78,33 +72,38 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def _sample(argv: Sequence[str]) -> int:
-    args = _parser().parse_intermixed_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     if args.list:
         from scoregen.samplers.table import format_table, sampler_table
 
         print(format_table(sampler_table(args.steps or 18)))
         return DONE
     seeds = parse_seeds(args.seeds)
-    from scoregen.cli.draw import Draw, check_views, nearest_training_samples, write_samples, write_views
+    from scoregen.cli.draw import (
+        describe_copies,
+        nearest_training_samples,
+        prepare,
+        write_samples,
+        write_views,
+    )
     from scoregen.cli.dump import ImageDump
-    from scoregen.cli.sound import load_conditions, write_sounds
+    from scoregen.cli.sound import write_sounds
     from scoregen.parallel import Parallel
 
     parallel = Parallel(args.device or "auto")
     source, out = choose_source(args, parallel.device), Path(args.out)
-    sampler, denoiser = choose_sampler(source, args), guide(source, args, parallel.device)
-    check_views(denoiser, args)
+    order = prepare(source, choose_sampler(source, args), args, parallel)
+    draw, manifest = order.draw, order.manifest
     check_writable(out / "samples.npz")
     if parallel.is_main:
-        print(f"{source.description}\n{describe_sampler(sampler, denoiser)}", flush=True)
-    manifest = {**source.manifest, **sampler_manifest(sampler, denoiser, args)}
-    conditions = load_conditions(source)
-    draw = Draw(denoiser, sampler, args.label, args.batch, parallel, conditions)
+        print(order.description, flush=True)
     samples = draw(seeds, ImageDump(out / "images", manifest) if args.png else None)
     if samples is not None:
         manifest |= nearest_training_samples(source.denoiser, samples, parallel.device)
+        for line in describe_copies(manifest):
+            print(line)
         written = [*write_samples(out, manifest, samples), *write_views(out, draw, seeds, args)]
-        written += write_sounds(out, samples, conditions)
+        written += write_sounds(out, samples, draw.conditions)
         print(f"wrote {', '.join(str(out / name) for name in written)}")
     parallel.close()
     return DONE

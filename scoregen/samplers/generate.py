@@ -8,11 +8,13 @@ from torch import Tensor
 
 from scoregen.data.codec import codec_of
 from scoregen.data.conditions import Conditions
-from scoregen.denoisers.base import Denoiser
+from scoregen.denoisers.base import Cond, Denoiser
 from scoregen.errors import UserError
 from scoregen.images import to_uint8
-from scoregen.rng import SampleRng
+from scoregen.rng import Rng, SampleRng
 from scoregen.samplers.base import Sampler
+
+Solve = Callable[[Denoiser, Tensor, Cond, Rng | None], Tensor]  # what a sampler does when it is called
 
 
 class DivergedError(UserError):
@@ -36,7 +38,7 @@ class Samples:
 @torch.no_grad()
 def generate(
     denoiser: Denoiser,
-    sampler: Sampler,
+    sampler: Solve,
     seeds: Sequence[int],
     *,
     batch: int,
@@ -49,7 +51,7 @@ def generate(
 
     Args:
         denoiser: any denoiser, on `device`.
-        sampler: any sampler.
+        sampler: any sampler, or a `Recorder` of one.
         seeds: one for each sample.
         batch: samples at a time; the last batch may be smaller.
         device: where to compute.

@@ -1,12 +1,15 @@
 """Pictures of how a sampler works: the way from noise to a sample, and the path between two seeds."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from scoregen.data.codec import codec_of
-from scoregen.denoisers.base import Denoiser
-from scoregen.rng import SampleRng
-from scoregen.samplers.base import Sampler
+from scoregen.denoisers.base import Cond, Denoiser
+from scoregen.rng import Rng, SampleRng
+from scoregen.samplers.base import Sampler, Step
 
 
 @torch.no_grad()
@@ -18,10 +21,45 @@ def trajectory(
     What E[x0 | x] looks like at each noise level shows how a sample takes shape; the last one is the sample.
     """
     steps = list(sampler.iterate(denoiser, noise, cond, rng))
-    chosen = torch.linspace(0, len(steps) - 1, min(columns, len(steps))).round().long().tolist()
-    views = [steps[i].denoised if i < len(steps) - 1 else steps[i].x for i in chosen]
+    return estimates(denoiser, evenly(steps, columns))
+
+
+def evenly(steps: Sequence[Step], most: int) -> list[Step]:
+    """At most so many of the steps, evenly spaced, the first and the last among them."""
+    chosen = torch.linspace(0, len(steps) - 1, min(most, len(steps))).round().long().tolist()
+    return [steps[i] for i in chosen]
+
+
+def estimates(denoiser: Denoiser, steps: Sequence[Step]) -> Tensor:
+    """E[x0 | x] of each step, and of the last one the sample itself: [B, len(steps), *shape]."""
     decode = codec_of(denoiser).decode
+    views = [*(step.denoised for step in steps[:-1]), steps[-1].x]
     return torch.stack([decode(view.float()) for view in views], 1)
+
+
+def states(denoiser: Denoiser, steps: Sequence[Step]) -> Tensor:
+    """x / sqrt(1 + sigma^2) of each step, in which noise of any level can be looked at: like `estimates`."""
+    decode = codec_of(denoiser).decode
+    return torch.stack([decode((step.x / (1 + step.sigma**2) ** 0.5).float()) for step in steps], 1)
+
+
+class Recorder:
+    """Call a sampler, and keep the steps of the first `rows` samples that it draws."""
+
+    def __init__(self, sampler: Sampler, rows: int) -> None:
+        self.sampler, self.rows = sampler, rows
+        self.steps: list[Step] = []
+
+    def __call__(
+        self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, rng: Rng | None = None
+    ) -> Tensor:
+        """The samples [B, *shape], bit for bit those of the sampler."""
+        first = not self.steps
+        for step in self.sampler.iterate(denoiser, noise, cond, rng):
+            if first:
+                x, denoised = (state[: self.rows].clone() for state in (step.x, step.denoised))
+                self.steps.append(replace(step, x=x, denoised=denoised))
+        return step.x
 
 
 def interpolate_noise(start: Tensor, end: Tensor, frames: int) -> Tensor:

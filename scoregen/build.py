@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from scoregen import config
 from scoregen.data.augment import Augment
 from scoregen.data.base import Dataset, first_samples
 from scoregen.data.codec import IDENTITY, LogCodec, encoded
+from scoregen.data.latents import LatentCodec, LatentStream, kept_moments
 from scoregen.data.stats import measure
 from scoregen.data.stream import LabelStream, Stream
 from scoregen.denoisers.classifier import NetworkClassifier
@@ -62,7 +64,7 @@ class Built(NamedTuple):
 
     method: Method
     spec: ModelSpec
-    stream: Stream | LabelStream
+    stream: Stream | LatentStream | LabelStream
     inputs: dict[str, str]  # fingerprints of what a resumed run must find unchanged
 
 
@@ -70,7 +72,7 @@ def build_method(cfg: DictConfig, data: Callable[[], Dataset], device: torch.dev
     """The distiller of a configuration where it has one, else its objective; reads data that are needed."""
     augment = config.instantiate(cfg.augment)
     if cfg.get("distiller") is None:
-        spec = ModelSpec.of(data(), augment)
+        spec = build_spec(cfg, data(), augment, device)
         step = build_step(cfg, spec, augment).to(device)
         return Built(step, spec, *_real_data(cfg, data(), step.denoiser, device, {}))
     objective = build_objective(cfg)
@@ -80,6 +82,17 @@ def build_method(cfg: DictConfig, data: Callable[[], Dataset], device: torch.dev
         stream = LabelStream(spec.num_classes, seed=cfg.seed, device=device, dataset=data)
         return Built(distiller, spec, stream, inputs)
     return Built(distiller, spec, *_real_data(cfg, data(), distiller.denoiser, device, inputs))
+
+
+def build_spec(cfg: DictConfig, data: Dataset, augment: Augment, device: torch.device) -> ModelSpec:
+    """What a model of these data is built for; where it is one of latents, the data are encoded first."""
+    autoencoder = config.instantiate(cfg.get("codec"))
+    spec = ModelSpec.of(data, augment, autoencoder)
+    if autoencoder is None:
+        return spec
+    if augment.label_dim:
+        raise UserError("codec=autoencoder needs augment=none: images are encoded once, as they are")
+    return replace(spec, latents=kept_moments(data, autoencoder, device)[1])
 
 
 def build_objective(cfg: DictConfig) -> Objective:
@@ -100,11 +113,16 @@ def build_step(cfg: DictConfig, spec: ModelSpec, augment: Augment) -> TrainStep:
 
 def _real_data(
     cfg: DictConfig, data: Dataset, denoiser: NetworkDenoiser, device: torch.device, inputs: dict[str, str]
-) -> tuple[Stream, dict[str, str]]:
+) -> tuple[Stream | LatentStream, dict[str, str]]:
     _check_codec(denoiser, data)
+    inputs, codec = {**inputs, "data": data.fingerprint}, denoiser.codec
+    if isinstance(codec, LatentCodec):
+        latents = codec.encoded(data, device)
+        inputs["autoencoder"] = codec.stats.sha256
+        return LatentStream(data, latents, seed=cfg.seed, device=device), inputs
     workers = cfg.trainer.get("workers", TrainerOptions.workers)
-    stream = Stream(data, seed=cfg.seed, device=device, workers=workers, codec=denoiser.codec)
-    return stream, {**inputs, "data": data.fingerprint}
+    stream = Stream(data, seed=cfg.seed, device=device, workers=workers, codec=codec)
+    return stream, inputs
 
 
 def _check_codec(denoiser: NetworkDenoiser, data: Dataset) -> None:

@@ -28,6 +28,7 @@ MUTABLE = (
     *("name", "run_dir", "device", "deterministic", "dry", "data.root", "hooks", "logger", "sampler"),
     *("launcher", "teacher", "trainer.total", "trainer.microbatch", "trainer.keep"),
     *("trainer.max_skipped", "trainer.workers"),
+    *("codec.path", "codec.subfolder", "codec.revision", "codec.batch"),
 )
 
 

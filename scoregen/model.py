@@ -10,7 +10,10 @@ from omegaconf import DictConfig
 
 from scoregen import config
 from scoregen.data.augment import Augment
+from scoregen.data.autoencoder import Autoencoder
 from scoregen.data.base import Dataset
+from scoregen.data.codec import IDENTITY
+from scoregen.data.latents import LatentCodec, LatentStats
 from scoregen.denoisers.classifier import NetworkClassifier
 from scoregen.denoisers.hyvarinen import HyvarinenDenoiser
 from scoregen.denoisers.network import NetworkDenoiser
@@ -29,11 +32,14 @@ class ModelSpec:
     num_classes: int = 0
     augment_dim: int = 0
     cond_shape: tuple[int, ...] = ()  # of what it is told of one sample, other than a class
+    latents: LatentStats | None = None  # of a model of latents: of its training set
 
     @classmethod
-    def of(cls, data: Dataset, augment: Augment) -> Self:
-        """For samples and classes of `data`, told about what `augment` does."""
+    def of(cls, data: Dataset, augment: Augment, autoencoder: Autoencoder | None = None) -> Self:
+        """For samples and classes of `data`, or their latents, told about what `augment` does."""
         shape, told = tuple(data.shape), tuple(getattr(data, "cond_shape", ()))
+        if autoencoder is not None:
+            shape = autoencoder.code_shape(shape)
         return cls(shape, data.num_classes, augment.label_dim, told)
 
     @classmethod
@@ -41,7 +47,9 @@ class ModelSpec:
         """Read what `to_json` wrote."""
         fields = json.loads(text)
         shapes = {key: tuple(value) for key, value in fields.items() if key.endswith("shape")}
-        return cls(**{**fields, **shapes})
+        latents = fields.get("latents")
+        stats = None if latents is None else LatentStats.of(**latents)
+        return cls(**{**fields, **shapes, "latents": stats})
 
     def to_json(self) -> str:
         """As text for metadata."""
@@ -77,6 +85,10 @@ def build_denoiser(cfg: DictConfig, spec: ModelSpec) -> NetworkDenoiser:
         cond_shape=spec.cond_shape,
         precision=cfg.precision,
     )
+    if spec.latents is not None:
+        if denoiser.codec is not IDENTITY:
+            raise UserError("codec=autoencoder needs a precond without a codec of its own, for example edm")
+        denoiser.codec = LatentCodec(config.instantiate(cfg.codec), spec.latents)
     if cfg.get("distiller") is not None:
         # No sampler may start a student above the level that it was distilled at.
         denoiser.sigma_max = min(denoiser.sigma_max, cfg.distiller.sigma_init)
@@ -102,6 +114,8 @@ class StoredModel:
         """The denoiser, on the CPU, in evaluation mode."""
         denoiser = build_denoiser(self.cfg, self.spec)
         load_weights(denoiser, read_weights(self.weights)[0], str(self.weights))
+        if isinstance(denoiser.codec, LatentCodec):
+            denoiser.codec.check()
         return denoiser.eval()
 
 

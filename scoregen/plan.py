@@ -31,7 +31,7 @@ class Cost:
 def plan(cfg: DictConfig) -> str:
     """A readable estimate of the run that a validated configuration describes; nothing is trained."""
     cfg, data = follow_teacher(cfg), build_data(cfg, "train")
-    spec = ModelSpec.of(data, config.instantiate(cfg.augment))
+    spec = ModelSpec.of(data, config.instantiate(cfg.augment), config.instantiate(cfg.get("codec")))
     cost = measure(cfg, spec)
     options, steps = cfg.trainer, -(-cfg.trainer.total // cfg.trainer.batch)
     micro = options.get("microbatch") or options.batch // world_size()

@@ -24,7 +24,7 @@ FILLED_IN: dict[str, frozenset[str]] = {
     "distiller": frozenset({"networks"}),
 }
 COLLECTIONS = ("hooks",)  # groups of named nodes
-OPTIONAL = frozenset({*PRESETS, "distiller", "launcher"})  # groups of which there may be no choice
+OPTIONAL = frozenset({*PRESETS, "distiller", "codec", "launcher"})  # groups of which there may be no choice
 
 
 class RunOptions(NamedTuple):

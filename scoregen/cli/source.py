@@ -68,7 +68,7 @@ def need_score(source: Source, purpose: str) -> None:
     if source.cfg.get("distiller") is not None:
         what = "a student, which denoises at no noise level: give the model that it was distilled from"
     elif codec_of(source.denoiser) != IDENTITY:
-        what = f"of codes, not of the data ({codec_of(source.denoiser)}): give a model without precond.codec"
+        what = f"of codes, not of the data ({codec_of(source.denoiser)}): give a model without a codec"
     elif getattr(source.denoiser, "cond_shape", ()):
         what = "told more than a class: give a model of images or points"
     else:

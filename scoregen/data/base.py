@@ -68,8 +68,7 @@ class ArrayDataset:
     ) -> None:
         if not len(x):
             raise UserError(f"{name} holds no samples")
-        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-            bad = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
+        if x.is_floating_point() and (bad := _first_not_finite(x)) is not None:
             raise UserError(f"{name} holds NaN or infinity, first in sample {bad}: remove or repair it")
         self.name, self.x, self.label = name, x, label
         self.shape = tuple(x.shape[1:])
@@ -105,6 +104,24 @@ class ArrayDataset:
     def _like(self, x: Tensor, label: Tensor | None) -> "ArrayDataset":
         names, classes = self.class_names, self.num_classes
         return ArrayDataset(self.name, x, label, class_names=names, num_classes=classes)
+
+
+def _first_not_finite(x: Tensor) -> int | None:
+    """The first sample with NaN or infinity, looked for in parts: x may be mapped from disk."""
+    for first, part in zip(range(0, len(x), 4096), x.split(4096), strict=True):
+        finite = torch.isfinite(part).flatten(1).all(1)
+        if not finite.all():
+            return first + int((~finite).nonzero()[0])
+    return None
+
+
+def labels_of(data: Dataset) -> Tensor:
+    """The class ids [N] of data with classes, on the CPU, without decoding samples where that can be."""
+    label = getattr(data, "label", None)
+    if label is None:
+        parts = [data.fetch(indices).label for indices in torch.arange(len(data)).split(1024)]
+        label = torch.cat([part for part in parts if part is not None])
+    return label.cpu()
 
 
 def first_samples(data: Dataset, count: int) -> ArrayDataset:

@@ -1,6 +1,7 @@
 """Between samples as data sets hold them and the space that a model works in."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -115,8 +116,11 @@ class Encoded:
 
 
 def encoded(data: Dataset, codec: Codec) -> Dataset:
-    """A data set as a model with that codec sees it."""
-    return data if codec is IDENTITY else Encoded(data, codec)
+    """A data set as a model with that codec sees it; one that keeps its codes has a method for it."""
+    if codec is IDENTITY:
+        return data
+    own: Callable[[Dataset], Dataset] = getattr(codec, "encoded", lambda data: Encoded(data, codec))
+    return own(data)
 
 
 @torch.no_grad()

@@ -1,7 +1,5 @@
 """Images from a Hugging Face data set: on the hub, or a local folder, parquet file or saved data set."""
 
-import os
-import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +10,11 @@ import numpy as np
 from scoregen.data.base import ArrayDataset, Split, split_off
 from scoregen.data.decode import Crop, Fit, Mode
 from scoregen.data.folder import ImageFiles, hold
-from scoregen.data.locate import find_path, resolve_root
+from scoregen.data.locate import find_here_or_on_hub, hub_refusal
 from scoregen.data.sources import Listing
 from scoregen.errors import UserError
 from scoregen.ranges import Fraction, NonNegative, PositiveInt
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` writes
 FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
 BINARY = ("binary", "large_binary")
@@ -127,25 +124,13 @@ def _open(
         from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise UserError("data=hf needs the package datasets: pip install 'scoregen[hub]'") from error
-    place, is_local = _locate(path, root)
+    place, is_local = find_here_or_on_hub("the Hugging Face data set", path, root)
     try:
         return place, _load(datasets, place, is_local, config, revision)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         if is_local:
             raise UserError(f"{place} cannot be read as a Hugging Face data set: {error}") from error
-        offline = " (HF_HUB_OFFLINE is set: only what is cached is found)" if _is_offline() else ""
-        raise UserError(
-            f"data.path={path} is no folder or file here, and the hub does not give it{offline}: {error}"
-        ) from error
-
-
-def _locate(path: str | None, root: str | None) -> tuple[Path, bool]:
-    """The place of a data set and whether it is on this machine; else it has the form of the hub's names."""
-    if path and HUB_ID.fullmatch(path) and Path(path).suffix not in FORMATS:
-        here = any(place.exists() for place in (Path(path), resolve_root(root) / path))
-        if not here:
-            return Path(path), False
-    return find_path("the Hugging Face data set", path, root), True
+        raise hub_refusal(f"data.path={path}", error) from error
 
 
 def _load(
@@ -158,10 +143,6 @@ def _load(
     else:
         found = datasets.load_dataset(place.as_posix(), config, revision=revision)
     return found if isinstance(found, Mapping) else {"train": found}
-
-
-def _is_offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _need_splits(tables: Mapping[str, Table], where: Path, **wanted: str | None) -> None:

@@ -1,11 +1,14 @@
 """Where files of data are looked for. Nothing is downloaded: a missing file's message says how to get it."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from scoregen.errors import UserError
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")  # owner/name of a repository on the Hugging Face hub
 
 
 @dataclass(frozen=True)
@@ -61,3 +64,22 @@ def find_path(what: str, path: str | None, root: str | None) -> Path:
         f"{what} not found: looked for {' and '.join(str(p) for p in places)}. Say where with data.path=... "
         "(below data.root or SCOREGEN_DATA, or absolute) or with data.root=..."
     )
+
+
+def find_here_or_on_hub(what: str, path: str | None, root: str | None) -> tuple[Path, bool]:
+    """The place of `path` and whether it is on this machine; else it has the form of a name on the hub.
+
+    Raises UserError, as `find_path` does, for what is neither.
+    """
+    if path and HUB_NAME.fullmatch(path) and Path(path).suffix not in (".parquet", ".arrow"):
+        here = any(place.exists() for place in (Path(path), resolve_root(root) / path))
+        if not here:
+            return Path(path), False
+    return find_path(what, path, root), True
+
+
+def hub_refusal(what: str, error: Exception) -> UserError:
+    """That something which is not here cannot be had from the hub either."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    hint = " (HF_HUB_OFFLINE is set: only what is cached is found)" if offline else ""
+    return UserError(f"{what} is no folder or file here, and the hub does not give it{hint}: {error}")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoregen.data.base import Dataset
+from scoregen.data.base import Dataset, labels_of
 from scoregen.denoisers.gaussian import ClassGaussianDenoiser, GaussianDenoiser
 from scoregen.denoisers.int8 import has_fast_int8, int8_product
 from scoregen.errors import UserError
@@ -176,19 +176,13 @@ def _groups(data: Dataset, per_class: bool) -> Iterator[tuple[int, Tensor]]:
     if not per_class:
         yield 0, everything
         return
-    labels = _labels(data)
+    labels = labels_of(data)
     for label in range(data.num_classes):
         yield label, everything[labels == label]
 
 
-def _labels(data: Dataset) -> Tensor:
-    """The class ids of all samples."""
-    parts = [data.fetch(indices).label for indices in torch.arange(len(data)).split(CHUNK)]
-    return torch.cat([part.cpu() for part in parts if part is not None])
-
-
 def _labels_digest(data: Dataset) -> str:
-    return hashlib.sha256(_labels(data).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(labels_of(data).numpy().tobytes()).hexdigest()
 
 
 def _check(data: Dataset, rank: int | None, per_class: bool) -> None:

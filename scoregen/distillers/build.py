@@ -42,12 +42,15 @@ def build_distiller(
         )
     teacher = None if cfg.teacher is None else load_teacher(cfg, data, device)
     spec = _student_spec(cfg, teacher, data, augment)
+    autoencoder = config.instantiate(cfg.get("codec"))
+    if autoencoder is not None and spec.latents is None:
+        raise UserError("codec=autoencoder: distillation of latents needs a teacher that was trained on them")
     if spec.cond_shape:
         raise UserError("distillation is for models that are told a class or nothing, not of sound")
     if kind.label_dim:
         spec = replace(spec, augment_dim=kind.label_dim)
     if kind.needs_data:
-        _check_data(spec, data())
+        _check_data(spec, ModelSpec.of(data(), augment, autoencoder), data().name)
     student = _student(cfg, spec, teacher).to(device)
     if teacher is not None and codec_of(teacher.denoiser) != student.codec:
         raise UserError(
@@ -85,12 +88,12 @@ def _student_spec(
     return teacher.spec
 
 
-def _check_data(spec: ModelSpec, data: Dataset) -> None:
+def _check_data(spec: ModelSpec, of_data: ModelSpec, name: str) -> None:
     """Refuse data of another shape or number of classes than the teacher's."""
-    theirs, ours = (spec.shape, spec.num_classes), (tuple(data.shape), data.num_classes)
+    theirs, ours = (spec.shape, spec.num_classes), (of_data.shape, of_data.num_classes)
     if theirs != ours:
         raise UserError(
-            f"the teacher is of samples of shape {theirs[0]} and {theirs[1]} classes, {data.name} has shape "
+            f"the teacher is of samples of shape {theirs[0]} and {theirs[1]} classes, {name} has shape "
             f"{ours[0]} and {ours[1]} classes; choose the `data` that the teacher was trained on"
         )
 

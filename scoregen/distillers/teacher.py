@@ -53,7 +53,7 @@ def find_teacher(name: str) -> StoredModel | None:
 
 
 def follow_teacher(cfg: DictConfig) -> DictConfig:
-    """The configuration with the network and preconditioner of the teacher, where it has a network.
+    """The configuration with network, preconditioner and codec of the teacher, where it has a network.
 
     Dropout stays the run's own.
     """
@@ -64,6 +64,7 @@ def follow_teacher(cfg: DictConfig) -> DictConfig:
     if found is not None:
         dropout = cfg.network.get("dropout")
         cfg.network, cfg.precond, cfg.sigma_data = found.cfg.network, found.cfg.precond, found.cfg.sigma_data
+        cfg.codec = found.cfg.get("codec")
         if dropout is not None and "dropout" in cfg.network:
             cfg.network.dropout = dropout
         # A converted weights file need not know what it was trained on; its shape is compared later.

@@ -52,6 +52,8 @@ def export(source: "Source", out: Path, *, sampler: "DictConfig | None" = None) 
             f"{source.description}: the pipeline draws images, of a class or none; this model draws samples "
             f"of shape {denoiser.shape}"
         )
+    if source.cfg.get("codec") is not None:
+        raise UserError(f"{source.description}: it draws latents, and its autoencoder is not exported")
     chosen = _without_data(source.cfg.sampler if sampler is None else sampler, denoiser)
     network = config.to_container(source.cfg.network) | _of_data(denoiser)
     of_model: set[str] = set()

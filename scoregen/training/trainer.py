@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scoregen.data.base import Dataset
+from scoregen.data.latents import LatentStream
 from scoregen.data.stream import LabelStream, Stream
 from scoregen.denoisers.network import NetworkDenoiser
 from scoregen.parallel import Parallel
@@ -41,7 +42,7 @@ class Trainer:
 
     options: TrainerOptions
     method: Method
-    stream: Stream | LabelStream
+    stream: Stream | LatentStream | LabelStream
     inputs: dict[str, str]  # fingerprints of what a resumed run must find unchanged
     heldout: Dataset | None
     roles: dict[str, Role]  # the model's is the first

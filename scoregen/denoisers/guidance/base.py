@@ -145,5 +145,5 @@ def check_shape(name: str, part: Judge | Denoiser, denoiser: Denoiser) -> None:
     if codec_of(part) != codec_of(denoiser):
         raise UserError(
             f"guidance: {name} looks at {codec_of(part)}, the model draws {codec_of(denoiser)}; train both "
-            "with the same precond.codec"
+            "with the same codec"
         )

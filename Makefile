@@ -1,11 +1,11 @@
-# make setup | demo | test | lint. Each builds .venv first where it is missing or older than pyproject.toml and constraints.txt.
+# make setup | demo | test | lint | docs. Each builds .venv first where it is missing or older than pyproject.toml and constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready-$(shell cat pyproject.toml constraints.txt | cksum | tr -d ' ')
 # Waiting threads must sleep: spinning makes small networks many times slower on shared cores.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test lint docs
 setup: $(STAMP)
 
 $(STAMP):
@@ -26,3 +26,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/python -m mkdocs build --strict
+	@echo "The pages: site/index.html"

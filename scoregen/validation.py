@@ -148,6 +148,11 @@ def _signature(target: Any) -> tuple[dict[str, inspect.Parameter], dict[str, Any
         return parameters, {}
 
 
+def describe_arguments(target: Any) -> dict[str, str]:
+    """What each keyword argument of a class or function may be, in words; without those of no known type."""
+    return {name: _describe(hint) for name, hint in _signature(target)[1].items()}
+
+
 def _check_type(value: Any, hint: Any, path: str) -> list[Problem]:
     if _fits(value, hint):
         return []

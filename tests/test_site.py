@@ -83,7 +83,7 @@ def test_a_docstring_loses_no_word(group: str, name: str, built: Any) -> None:
 
 def test_arguments_are_read_off_a_docstring() -> None:
     doc = "Do.\n\nArgs:\n    a: one\n        more. b, c: two.\n    d: three: four.\n\nRaises UserError."
-    assert arguments(doc) == {"a": "one more", "b": "two.", "c": "two.", "d": "three: four."}
+    assert arguments(doc) == {"a": "one more", "b": "two", "c": "two", "d": "three: four"}
 
 
 @pytest.mark.parametrize("name", ledger.load_all())

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from scoregen import config
 from website import choices
-from website.docstrings import escape, to_markdown
+from website.docstrings import remarks, to_markdown
 from website.methods import GROUPS, options
 
 if TYPE_CHECKING:
@@ -36,5 +36,5 @@ def _page(group: str) -> str:
             if target
             else ""
         )
-        parts += [f"## {name}", escape(" ".join(choice.comment.split("\n"))), doc, options(choice)]
+        parts += [f"## {name}", remarks(choice.comment), doc, options(choice)]
     return "\n\n".join(part for part in parts if part)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, pairwise
 
 HEADERS = ("Args:", "Returns:", "Raises:")
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
@@ -21,13 +21,23 @@ def headline(docstring: str) -> str:
     return escape(sentence)
 
 
+def remarks(comment: str) -> str:
+    """A comment of a configuration: lines flow on unless a sentence or a command ends without a full stop."""
+    lines = comment.split("\n")
+    text = escape(lines[0])
+    for before, line in pairwise(lines):
+        ends = line.startswith("python ") or (not before.endswith((".", ",", ";")) and line[:1].isupper())
+        text += ("<br>" if ends else " ") + escape(line)
+    return text
+
+
 def arguments(docstring: str) -> dict[str, str]:
     """What the docstring says of each argument."""
     section = re.search(r"^Args:\n((?: {4}.*\n?|\n(?= {4}))+)", docstring, re.MULTILINE)
     said = {}
     for line in _lines(section[1].split("\n")) if section else ():
         for names, text in re.findall(r"((?:\w+, )*\w+): (.+?)(?=\.? (?:\w+, )*\w+: |$)", line):
-            said |= dict.fromkeys(names.split(", "), text)
+            said |= dict.fromkeys(names.split(", "), text.removesuffix("."))
     return said
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from scoregen import config
-from website.docstrings import escape
+from website.docstrings import remarks
 from website.links import ROOT
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def add(site: "Site") -> dict[str, str]:
 def _entry(name: str) -> str:
     text = (ROOT / f"conf/experiment/{name}.yaml").read_text()
     head = [line.removeprefix("#").strip() for line in text.split("\n") if line.startswith("#")]
-    comment = escape(" ".join(line for line in head if line != "@package _global_"))
+    comment = remarks("\n".join(line for line in head if line != "@package _global_"))
     chosen = ", ".join(_link(group, choice) for group, choice in overrides(name).items())
     return f"## {name}\n\n{comment}\n\n```\n{command(name)}\n```\n\n{chosen}"
 

@@ -11,7 +11,7 @@ from scoregen.objectives import OBJECTIVES
 from scoregen.samplers.base import Sampler
 from scoregen.samplers.table import format_table, sampler_table
 from website import choices, experiments, results
-from website.docstrings import escape, headline, to_markdown
+from website.docstrings import escape, headline, remarks, to_markdown
 from website.guides import mentions, page_title
 from website.markdown import table
 
@@ -89,7 +89,7 @@ def page(group: str, name: str) -> str:
     outer = choice.nodes[0]
     parts = [
         f"# {name}",
-        escape(" ".join(choice.comment.split("\n"))),
+        remarks(choice.comment),
         to_markdown(inspect.getdoc(outer.built) or ""),
     ]
     parts += [
@@ -122,7 +122,7 @@ def _facts(built: Any, choice: choices.Choice) -> Iterator[str]:
         "Network evaluations then": str(evaluations),
         "Deterministic, given the first noise": "yes" if sampler.deterministic else "no",
     }
-    yield "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    yield "**Properties**\n\n" + "\n".join(f"- {name}: {value}" for name, value in facts.items())
 
 
 def _experiments(group: str, name: str) -> Iterator[str]:

@@ -47,7 +47,7 @@ def page(name: str, metric: Metric) -> str:
     parts = [
         f"# {name}",
         to_markdown(_doc(metric.compare)),
-        "\n".join(f"- {fact}: {value}" for fact, value in facts.items()),
+        "**Properties**\n\n" + "\n".join(f"- {fact}: {value}" for fact, value in facts.items()),
         f"Code: {code(metric.compare)}.",
         f"## Use\n\n```\n{command}\n```",
         f"## Features\n\n{to_markdown(_doc(EXTRACTORS[metric.extractor]))}",

@@ -30,6 +30,7 @@ class Autoencoder:
         revision: branch, tag or commit on the hub.
         posterior: train on a fresh draw from q at every step (sample), or on m(x).
         std: the standard deviation of every channel of the whitened latents.
+        pixels: what it takes and gives: values in [-1, 1] (signed), or as EDM2 has it in [0, 1] (unit).
         batch: images at a time.
 
     Two are equal that differ in where they are found only; `sha256` tells the weights.
@@ -43,6 +44,7 @@ class Autoencoder:
     revision: str | None = field(default=None, compare=False)
     posterior: Literal["sample", "mean"] = "sample"
     std: Positive = 0.5
+    pixels: Literal["signed", "unit"] = "signed"
     batch: PositiveInt = field(default=32, compare=False)
 
     def load(self, device: torch.device | str = "cpu") -> nn.Module:
@@ -85,6 +87,7 @@ class Autoencoder:
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """m and s, [B, c, h, w] each, of images [B, C, H, W] in [-1, 1]."""
         network: Any = self.load(x.device)
+        x = (x + 1) / 2 if self.pixels == "unit" else x
         posteriors = [network.encode(part.float()).latent_dist for part in x.split(self.batch)]
         return torch.cat([q.mean for q in posteriors]), torch.cat([q.std for q in posteriors])
 
@@ -92,7 +95,8 @@ class Autoencoder:
     def decode(self, z: Tensor) -> Tensor:
         """Images [B, C, H, W] of latents [B, c, h, w], in [-1, 1] up to overshoot."""
         network: Any = self.load(z.device)
-        return torch.cat([network.decode(part.float()).sample for part in z.split(self.batch)])
+        x = torch.cat([network.decode(part.float()).sample for part in z.split(self.batch)])
+        return 2 * x - 1 if self.pixels == "unit" else x
 
 
 class _Place(NamedTuple):

@@ -155,7 +155,8 @@ def kept_moments(
     They are kept in a file, from which they are mapped: its name tells the fingerprints of data and
     autoencoder, so that others are never taken for these. Where there is none the images are encoded.
     """
-    key = (VERSION, data.fingerprint, autoencoder.sha256, autoencoder.posterior)
+    settings = (autoencoder.sha256, autoencoder.posterior, autoencoder.pixels)
+    key = (VERSION, data.fingerprint, *settings)
     folder, digest = cache_folder("latents"), hashlib.sha256(repr(key).encode()).hexdigest()[:32]
     stats_file, file = (folder / f"{digest}.{kind}" for kind in ("json", "npy"))
     with one_at_a_time(folder):

@@ -32,6 +32,7 @@ class Foreign:
         spec: its samples, classes and augmentation labels.
         tensors: its parameters and buffers, named as here.
         origin: for people.
+        codec: what `conf/codec` would say, of a model of latents.
     """
 
     network: dict[str, Any]
@@ -39,24 +40,33 @@ class Foreign:
     spec: "ModelSpec"
     tensors: "dict[str, Tensor]"
     origin: str
+    codec: dict[str, Any] | None = None
 
 
-def read_foreign(path: Path, *, key: str = "ema", resolution: int = 32) -> Foreign:
+def read_foreign(
+    path: Path, *, key: str = "ema", resolution: int = 32, autoencoder: str | None = None
+) -> Foreign:
     """The model in a pickle of EDM or EDM2, a checkpoint of score_sde or a folder of diffusers.
 
-    Raises UserError for anything else.
+    Args:
+        path: the file or folder. key: of the network in a file that holds several.
+        resolution: of the images, which a checkpoint of score_sde does not tell.
+        autoencoder: folder or owner/name of that of a model of latents, which its file does not hold.
+
+    Raises:
+        UserError: for anything else, and for what has no counterpart here.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     try:
-        return _read(path, key, resolution)
+        return _read(path, key, resolution, autoencoder)
     except UserError:
         raise
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not as its program writes such files ({error!r})") from error
 
 
-def _read(path: Path, key: str, resolution: int) -> Foreign:
+def _read(path: Path, key: str, resolution: int, autoencoder: str | None) -> Foreign:
     from scoregen.export.from_diffusers import from_diffusers
     from scoregen.export.from_edm import from_edm
     from scoregen.export.from_score_sde import from_score_sde
@@ -64,7 +74,7 @@ def _read(path: Path, key: str, resolution: int) -> Foreign:
     if path.is_dir():
         return from_diffusers(path)
     if path.suffix == ".pkl":
-        return from_edm(path, key)
+        return from_edm(path, key, autoencoder)
     if path.suffix in (".pth", ".pt"):
         return from_score_sde(path, key, resolution)
     raise UserError(
@@ -95,6 +105,8 @@ def convert(foreign: Foreign, out: Path, *, data: str = "folder") -> None:
     cfg.network, cfg.precond = foreign.network, foreign.precond
     if "sigma_data" in foreign.precond:
         cfg.sigma_data = foreign.precond["sigma_data"]
+    if foreign.codec is not None:
+        cfg.codec = foreign.codec
     config.refuse(check_choice(cfg.network, "network") + check_choice(cfg.precond, "precond"))
     if (blocks := foreign.network.get("num_blocks", 0)) > len(foreign.tensors):
         raise UserError(f"{foreign.origin}: {blocks} blocks a level, but {len(foreign.tensors)} tensors")
@@ -119,6 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resolution", type=int, default=32, metavar="N", help="of the images, for a .pth (default: 32)"
     )
+    parser.add_argument(
+        "--autoencoder", metavar="PATH", help="of a model of latents: its folder, or owner/name on the hub"
+    )
     return parser
 
 
@@ -133,7 +148,9 @@ def _convert(argv: Sequence[str]) -> int:
     if args.data not in config.groups()["data"]:
         known = config.suggest(args.data, config.groups()["data"])
         raise UserError(f"--data {args.data}: no such data set; {known}")
-    foreign = read_foreign(args.source, key=args.key, resolution=args.resolution)
+    foreign = read_foreign(
+        args.source, key=args.key, resolution=args.resolution, autoencoder=args.autoencoder
+    )
     convert(foreign, args.out, data=args.data)
     print(f"wrote {args.out} from {foreign.origin}\nnext: python sample.py --run {args.out}")
     return DONE

@@ -34,14 +34,14 @@ RENAMED = {"attn_resolutions": "attention_resolutions"}
 KEPT = ("model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout")
 
 
-def from_edm(path: Path, key: str = "ema") -> "Foreign":
+def from_edm(path: Path, key: str = "ema", autoencoder: str | None = None) -> "Foreign":
     """The network under `key` in a pickle, of EDM2 too; UserError for one that has no counterpart here."""
     from scoregen.export.foreign import Foreign
     from scoregen.model import ModelSpec
 
     precond, encoder = read_network(path, key)
     if isinstance(precond.state["_modules"].get("unet"), Node):
-        return from_edm2(precond, encoder, path)
+        return from_edm2(precond, encoder, path, autoencoder)
     network = precond.state["_modules"].get("model")
     if not isinstance(network, Node):
         raise UserError(f"{path}: {precond.name} holds no network 'model'")

@@ -11,6 +11,7 @@ from scoregen.errors import UserError
 from scoregen.export.edm_pickle import Node
 
 if TYPE_CHECKING:
+    from scoregen.data.latents import LatentStats
     from scoregen.export.foreign import Foreign
 
 KEPT = {
@@ -34,45 +35,61 @@ FIXED: dict[str, Any] = {
 }
 
 
-def from_edm2(precond: Node, encoder: Node | None, path: Path) -> "Foreign":
+def from_edm2(precond: Node, encoder: Node | None, path: Path, autoencoder: str | None) -> "Foreign":
     """The network of an EDM2 snapshot; its head for the learned uncertainty of training is left out.
 
     Args:
         precond: the entry `ema` of the file. encoder: its entry `encoder`, between images and samples.
-        path: for messages.
+        path: for messages. autoencoder: of a network of latents, whose file does not hold it.
 
     Raises:
-        UserError: for a network of latents, whose decoder the file lacks, and for one that was built with
-            options that `EDM2` has not.
+        UserError: for a network of latents without its autoencoder, and for one that was built with options
+            that `EDM2` has not.
     """
     from scoregen.export.foreign import Foreign
     from scoregen.model import ModelSpec
 
-    _check_encoder(encoder, path)
     network, facts = precond.state["_modules"]["unet"], precond.state
     arguments = network.state.get("_init_kwargs") or {}
     for name, value in FIXED.items():
         if arguments.get(name, value) != value:
             raise UserError(f"{path}: a network with {name}={arguments[name]} is not read, only {value}")
     given = {ours: arguments[theirs] for theirs, ours in KEPT.items() if theirs in arguments}
+    sigma_data = float(facts["sigma_data"])
+    codec, latents = _codec(encoder, path, autoencoder, sigma_data)
     shape = (int(facts["img_channels"]), int(facts["img_resolution"]), int(facts["img_resolution"]))
     return Foreign(
         network={"_target_": "scoregen.networks.EDM2", **given},
-        precond={
-            "_target_": "scoregen.diffusion.precond.EDMPrecond",
-            "sigma_data": float(facts["sigma_data"]),
-        },
-        spec=ModelSpec(shape, int(facts["label_dim"])),
+        precond={"_target_": "scoregen.diffusion.precond.EDMPrecond", "sigma_data": sigma_data},
+        spec=ModelSpec(shape, int(facts["label_dim"]), latents=latents),
         tensors={f"network.{name}": tensor.float() for name, tensor in network.tensors()},
         origin=f"{path.name}, {precond.name} of EDM2",
+        codec=codec,
     )
 
 
-def _check_encoder(encoder: Node | None, path: Path) -> None:
+def _codec(
+    encoder: Node | None, path: Path, autoencoder: str | None, std: float
+) -> "tuple[dict[str, Any] | None, LatentStats | None]":
+    """What `conf/codec` would say, and the whitening; None for a network of images.
+
+    Their samples are scale y + bias of latents y, ours std (y - mean_c) / std_c.
+    """
     if encoder is None or encoder.name == "StandardRGBEncoder":
-        return
-    autoencoder = encoder.state.get("vae_name", "an autoencoder")
-    raise UserError(
-        f"{path}: this network draws latents of {autoencoder} ({encoder.name}), whose weights are not in the "
-        "file; only networks of images are read, as the EDM2 models for ImageNet at 64 x 64 are"
-    )
+        return None, None
+    if encoder.name != "StabilityVAEEncoder":
+        raise UserError(f"{path}: no counterpart of {encoder.name} here; known is StabilityVAEEncoder")
+    if autoencoder is None:
+        name = encoder.state.get("vae_name", "an autoencoder")
+        raise UserError(
+            f"{path}: this network draws latents of {name}, whose weights are not in the file: say "
+            "where they are with --autoencoder, a folder of diffusers or owner/name on the hub"
+        )
+    from scoregen.data.autoencoder import Autoencoder
+    from scoregen.data.latents import LatentStats
+
+    scale, bias = (encoder.state[name].astype("float64") for name in ("scale", "bias"))
+    known = Autoencoder(autoencoder, std=std, pixels="unit")
+    settings = {"path": autoencoder, "std": std, "pixels": "unit"}
+    stats = LatentStats.of(known.sha256, (-bias / scale).tolist(), (std / scale).tolist())
+    return {"_target_": "scoregen.data.autoencoder.Autoencoder", **settings}, stats

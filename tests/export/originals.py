@@ -11,9 +11,9 @@ Tensors = dict[str, Tensor]
 
 
 def edm2_tensors(
-    *, size: int = 8, classes: int = 5, mult: tuple[int, ...] = (1, 2), blocks: int = 1
+    *, size: int = 8, channels: int = 3, classes: int = 5, mult: tuple[int, ...] = (1, 2), blocks: int = 1
 ) -> Tensors:
-    """A random network of EDM2 for RGB images, float64, attending at half their size."""
+    """A random network of EDM2, float64, attending at half the size of its samples."""
     widths, tensors = [64 * m for m in mult], {}
     emb, names = max(widths), count()
 
@@ -37,7 +37,7 @@ def edm2_tensors(
     tensors["emb_noise.weight"] = draw(emb, 64)
     if classes:
         tensors["emb_label.weight"] = draw(emb, classes)
-    tensors[f"enc.{size}x{size}_conv.weight"] = draw(64, 4, 3, 3)
+    tensors[f"enc.{size}x{size}_conv.weight"] = draw(64, channels + 1, 3, 3)
     width, skips = 64, [64]
     for level, out in enumerate(widths):
         res = size >> level
@@ -59,7 +59,7 @@ def edm2_tensors(
             joined = width + skips.pop()
             block(f"dec.{res}x{res}_block{i}", joined, out, joined, res == size // 2)
             width = out
-    tensors["out_conv.weight"] = draw(3, width, 3, 3)
+    tensors["out_conv.weight"] = draw(channels, width, 3, 3)
     return tensors
 
 

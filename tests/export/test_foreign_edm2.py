@@ -15,6 +15,7 @@ from torch import nn
 from scoregen.cli.sample import main as sample
 from scoregen.cli.source import load_source
 from scoregen.export.foreign import main as convert
+from tests.data.autoencoders import save_autoencoder
 from tests.export.conftest import Calls, Persistent
 from tests.export.originals import EDM2Equations, edm2_tensors, edm_denoiser
 
@@ -52,12 +53,16 @@ def snapshot(tmp_path: Path, edm_program: type[dict]) -> Callable[..., Path]:
     """Write a snapshot as EDM2's training does: half precision, with encoder, data set and loss beside it."""
 
     def write(
-        *, encoder: str = "StandardRGBEncoder", kwargs: dict[str, Any] | None = None, **entries: Any
+        *,
+        encoder: str = "StandardRGBEncoder",
+        channels: int = 3,
+        kwargs: dict[str, Any] | None = None,
+        **entries: Any,
     ) -> Path:
         unet = Persistent("UNet", _init_kwargs={"img_resolution": 8, **SMALL, **(kwargs or {})})
-        for name, tensor in edm2_tensors().items():
+        for name, tensor in edm2_tensors(channels=channels).items():
             _insert(unet, name, tensor.half())
-        precond = Persistent("Precond", img_resolution=8, img_channels=3, label_dim=5, sigma_data=0.4)
+        precond = Persistent("Precond", img_resolution=8, img_channels=channels, label_dim=5, sigma_data=0.4)
         precond._modules["unet"] = unet
         _insert(precond, "logvar_fourier.freqs", torch.randn(128).half())
         _insert(precond, "logvar_linear.weight", torch.randn(1, 128).half())
@@ -94,10 +99,33 @@ def test_a_snapshot_gives_the_denoiser_of_the_published_equations(
     assert sample(["--run", str(out), "--seeds", "0", "--steps", "2", "--out", str(tmp_path / "drawn")]) == 0
 
 
+def test_a_model_of_latents_decodes_as_its_program_does(
+    snapshot: Callable[..., Path], tmp_path: Path
+) -> None:
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(save_autoencoder(tmp_path / "vae", channels=3, latents=4))
+    source, out = snapshot(encoder="StabilityVAEEncoder", channels=4), tmp_path / "out.safetensors"
+    assert convert([str(source), "--out", str(out), "--autoencoder", str(tmp_path / "vae")]) == 0
+    codec = load_source(out, torch.device("cpu")).denoiser.codec
+    scale, bias = (torch.tensor(LATENTS[name])[:, None, None] for name in ("scale", "bias"))
+    pixels, z = torch.rand(2, 3, 16, 16), 0.5 * torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        encoded = vae.encode(pixels).latent_dist.mean * scale + bias
+        decoded = vae.decode((z - bias) / scale).sample
+    torch.testing.assert_close(codec.encode(2 * pixels - 1), encoded, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close((codec.decode(z) + 1) / 2, decoded, rtol=1e-4, atol=1e-5)
+    assert sample(["--run", str(out), "--seeds", "0", "--steps", "2", "--out", str(tmp_path / "drawn")]) == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"encoder": "StabilityVAEEncoder"}, "draws latents of stabilityai/sd-vae-ft-mse"),
+        (
+            {"encoder": "StabilityVAEEncoder"},
+            "draws latents of stabilityai/sd-vae-ft-mse, whose weights are not",
+        ),
+        ({"encoder": "AnotherEncoder"}, "no counterpart of AnotherEncoder here"),
         ({"kwargs": {"res_balance": 0.5}}, "res_balance=0.5 is not read, only 0.3"),
         ({"kwargs": {"num_blocks": 2}}, "do not fit this network"),
         ({"kwargs": {"num_blocks": 10**9}}, "1000000000 blocks a level"),

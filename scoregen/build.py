@@ -1,7 +1,7 @@
 """From a validated configuration to objects: the one place that knows which group needs what from another."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -47,7 +47,6 @@ from scoregen.training.weights import provenance, write_whole
 
 log = logging.getLogger(__name__)
 
-CONFIG = "config.yaml"
 STATS_LIMIT = 10_000  # samples that sigma_data is measured on
 SIGMA_DATA_TOLERANCE = 0.25  # relative; beyond it a warning tells the measured value
 
@@ -206,7 +205,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     if parallel.is_main:
         if trainer.nimg == 0 and "data" in inputs:
             _warn_sigma_data(cfg, encoded(data(), method.denoiser.codec))
-        write_whole(run_dir / CONFIG, config.to_yaml(cfg).encode())
+        write_whole(run_dir / config.CONFIG, config.to_yaml(cfg).encode())
     return trainer
 
 
@@ -232,6 +231,21 @@ def build_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
     """The JSON lines that every run writes, and the logger chosen beside them."""
     chosen: Logger = config.instantiate(cfg.logger, run_dir=run_dir)
     return [chosen] if isinstance(chosen, JSONLLogger) else [JSONLLogger(run_dir), chosen]
+
+
+def tell_loggers(run_dir: Path, nimg: int, values: Mapping[str, float]) -> None:
+    """Tell the loggers of a run what was measured later of its model at `nimg`, or warn that it cannot be."""
+    cfg = _saved_config(run_dir)
+    try:
+        loggers = [] if cfg is None else build_loggers(cfg, run_dir)
+        if all(isinstance(logger, JSONLLogger) for logger in loggers):
+            return
+        lock = FolderLock(run_dir)
+        for logger in loggers:
+            logger.results(nimg, values)
+        lock.close()
+    except UserError as error:
+        log.warning("the results are not in the run's logger, but in the file only: %s", error)
 
 
 def _check_hooks(method: Method, hooks: dict[str, Hook]) -> None:
@@ -268,7 +282,7 @@ def _saved_config(run_dir: Path) -> DictConfig | None:
     if not (run_dir / "checkpoints").is_dir():
         return None
     try:
-        return config.from_yaml((run_dir / CONFIG).read_text(), CONFIG)
+        return config.from_yaml((run_dir / config.CONFIG).read_text(), config.CONFIG)
     except (OSError, ValueError):
         found = latest_checkpoint(run_dir / "checkpoints")
         return None if found is None else config.from_yaml(found.metadata("ema")["config"], str(found.path))

@@ -20,6 +20,8 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from scoregen.errors import UserError
 
+CONFIG = "config.yaml"  # in a run folder: what it is trained by
+
 # Groups whose files are of no node: they override the others, the later the earlier.
 PRESETS = ("experiment", "debug")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoregen import config
-from scoregen.build import build_data
+from scoregen.build import build_data, tell_loggers
 from scoregen.cli.sampler import (
     choose_sampler,
     choose_source,
@@ -28,7 +28,7 @@ from scoregen.evaluation.examine import EXAMINATIONS, OF_SCORES, Examine, Subjec
 from scoregen.evaluation.metrics import METRICS, PUBLISHED_N
 from scoregen.evaluation.model import evaluate_model
 from scoregen.evaluation.reference import batches
-from scoregen.evaluation.result import Result
+from scoregen.evaluation.result import Record, Result
 from scoregen.parallel import Parallel
 from scoregen.rng import SampleRng, generator
 from scoregen.samplers.base import Sampler
@@ -56,6 +56,7 @@ class Candidate:
         judge: the results of the k-th time.
         examine: that of a metric of the model itself, where there is a model.
         report: writes the report of the run, where there is a run.
+        tell: lets the loggers of the run know of results, where there is a run.
         data: the real images to compare with where none are named; None says that there are none.
         folder: where results go.
         cache: where statistics of real images are kept.
@@ -67,6 +68,7 @@ class Candidate:
     judge: Callable[[Evaluator, int], dict[str, Result]]
     examine: Callable[[Examine, int], Result]
     report: Callable[[], Path]
+    tell: Callable[[Sequence[Record]], None]
     data: "Callable[[], Dataset | None]"
     folder: Path
     cache: Path | None
@@ -143,6 +145,12 @@ class _Model:
             self.source, self.sampler, how, batch=self.args.batch, device=where, conditions=told
         )
 
+    def tell(self, records: Sequence[Record]) -> None:
+        """Let the loggers of the run know."""
+        if self.source.run_dir is not None:
+            values = {record["name"]: record["value"] for record in records}
+            tell_loggers(self.source.run_dir, self.source.manifest["nimg"], values)
+
 
 def _model(args: argparse.Namespace, metrics: list[str], parallel: Parallel) -> Candidate:
     source = choose_source(args, parallel.device)
@@ -167,7 +175,7 @@ def _model(args: argparse.Namespace, metrics: list[str], parallel: Parallel) -> 
         cost = args.repeats * num * sampler.nfe()
         described += f"\n{args.repeats} x {num:,} images: {cost:,} evaluations"
     model, folder = _Model(source, sampler, args, parallel, num), source.run_dir or Path()
-    ways = (model.judge, model.examine, model.report)
+    ways = (model.judge, model.examine, model.report, model.tell)
     return Candidate(described, manifest, num, *ways, source.data, folder, source.cache)
 
 
@@ -207,7 +215,8 @@ def _images(args: argparse.Namespace, metrics: list[str], parallel: Parallel) ->
         raise AssertionError("images have neither a model nor a run")
 
     cache = cache_folder(REFERENCES)
-    return Candidate(described, manifest, num, judge, refused, refused, lambda: None, Path(), cache)
+    ways = (judge, refused, refused, lambda _: None)
+    return Candidate(described, manifest, num, *ways, lambda: None, Path(), cache)
 
 
 @dataclass(frozen=True)

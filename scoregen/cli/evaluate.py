@@ -131,6 +131,8 @@ def _judge(args: argparse.Namespace) -> int:
         print_records(records)
         add_records(out, records)
         print(f"wrote {out}")
+        if args.out is None:
+            candidate.tell(records)
     if parallel.is_main and args.report:
         print(f"wrote {candidate.report()}")
     parallel.close()

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from scoregen import config
-from scoregen.build import CONFIG
 from scoregen.cli.draw import (
     VIEW_COLUMNS,
     Draw,
@@ -114,7 +113,7 @@ class Studio:
 
     def models(self) -> list[str]:
         """What can be drawn from: paths given, runs found (newest first), the digits in closed form."""
-        configs = [*self._runs.glob(f"*/{CONFIG}"), *self._runs.glob(f"*/*/{CONFIG}")]
+        configs = [*self._runs.glob(f"*/{config.CONFIG}"), *self._runs.glob(f"*/*/{config.CONFIG}")]
         found = [file for file in configs if (file.parent / "checkpoints").is_dir() and _draws(file)]
         found.sort(key=lambda file: (file.parent / "checkpoints").stat().st_mtime, reverse=True)
         paths = dict.fromkeys([*map(str, self._paths), *(str(file.parent) for file in found)])

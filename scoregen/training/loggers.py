@@ -1,22 +1,21 @@
-"""Where a run's numbers go: log.jsonl always; Weights & Biases and TensorBoard by configuration.
+"""Where a run's numbers go: log.jsonl always, and one of `trackers` by configuration.
 
-One process builds, starts and calls loggers.
+One process builds, starts and calls loggers, in this order.
 """
 
 import json
-import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 
-from scoregen.errors import UserError
-from scoregen.ranges import Positive
+from scoregen.objectives.base import SIGMA_BINS, describe_bin
 
-log = logging.getLogger(__name__)
+# 0_below_0.01, 1_0.01-0.0316, ..., in an order that survives sorting.
+BIN_NAMES = [f"{i}_{describe_bin(i).replace(' to ', '-').replace(' ', '_')}" for i in range(SIGMA_BINS)]
 
 Scalars = Mapping[str, Any]  # name -> int, float, None for an absent value, or nested: a mapping or a list
 
@@ -36,20 +35,33 @@ class Logger(Protocol):
         """Record a picture, uint8 [H, W, C]."""
         ...
 
+    def results(self, nimg: int, scalars: Scalars) -> None:
+        """Record what was measured later of the model at `nimg`; without `start`, and while nobody trains."""
+        ...
+
     def close(self) -> None:
         """Finish what is pending; also where nothing was started."""
         ...
 
 
 def flatten(scalars: Scalars, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Nested scalars as pairs of "outer/inner" and number; items of a list count from 0, None is left out."""
+    """Nested scalars as pairs of "outer/inner" and number; None is left out.
+
+    Items of a list count from 0; those of the training loss by noise level are named by their range of sigma.
+    """
     for key, value in scalars.items():
         if isinstance(value, list | tuple):
-            value = {str(i): item for i, item in enumerate(value)}
+            names = BIN_NAMES if is_by_sigma(key, value) else map(str, range(len(value)))
+            value = dict(zip(names, value, strict=True))
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}/")
         elif value is not None:
             yield f"{prefix}{key}", float(value)
+
+
+def is_by_sigma(key: str, value: Any) -> bool:
+    """Whether this is a list with an item for each bin of noise levels of the training loss."""
+    return key.endswith("_by_sigma") and isinstance(value, list | tuple) and len(value) == SIGMA_BINS
 
 
 class JSONLLogger:
@@ -77,6 +89,9 @@ class JSONLLogger:
 
     def image(self, nimg: int, name: str, image: np.ndarray) -> None:
         """Nothing: lines hold no pictures, which the run folder keeps as files."""
+
+    def results(self, nimg: int, scalars: Scalars) -> None:
+        """Nothing: they stand in metrics.json."""
 
     def close(self) -> None:
         """Close the file."""
@@ -128,119 +143,3 @@ def read_log(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / "log.jsonl"
     rows = map(_row, path.read_bytes().splitlines()) if path.is_file() else ()
     return [row for row in rows if row is not None]
-
-
-class WandbLogger:
-    """Log to Weights & Biases; offline and disabled need neither account nor network.
-
-    The run's id stays in `run_dir/wandb_id`, so that a resumed run goes on in the same one, where repeated
-    rows fall on those logged before: the axis is `nimg`. Where the server cannot be reached, the run is
-    logged offline, with one warning.
-
-    Args:
-        run_dir: the run's folder; wandb's own files go to `run_dir/wandb`.
-        mode: offline (send later with `wandb sync`), online or disabled.
-        project: name of the project on the server.
-        entity: user or team; null takes the account's own.
-        timeout: seconds to wait for the server at the start.
-    """
-
-    def __init__(
-        self,
-        run_dir: Path,
-        *,
-        mode: Literal["offline", "online", "disabled"] = "offline",
-        project: str = "scoregen",
-        entity: str | None = None,
-        timeout: Positive = 30.0,
-    ) -> None:
-        self.run_dir, self.mode, self.project = Path(run_dir), mode, project
-        self.entity, self.timeout = entity, timeout
-        self._run: Any = None
-
-    def start(self, nimg: int) -> None:
-        """Begin, or go on in the run whose id the folder keeps."""
-        try:
-            self._init(self.mode)
-        except Exception as error:
-            if self.mode != "online":
-                raise
-            log.warning("wandb cannot go online (%s); logging offline, for `wandb sync` later", error)
-            self._init("offline")
-        self._run.define_metric("*", step_metric="nimg")
-
-    def _init(self, mode: Literal["offline", "online", "disabled"]) -> None:
-        import wandb
-
-        self._run = wandb.init(
-            mode=mode,
-            project=self.project,
-            entity=self.entity,
-            name=self.run_dir.name,
-            id=_run_id(self.run_dir),
-            resume="allow",
-            dir=str(self.run_dir),
-            settings=wandb.Settings(init_timeout=self.timeout),
-        )
-
-    def log(self, nimg: int, scalars: Scalars) -> None:
-        """Record named numbers at `nimg` images."""
-        self._run.log({"nimg": nimg, **dict(flatten(scalars))})
-
-    def image(self, nimg: int, name: str, image: np.ndarray) -> None:
-        """Record a picture, uint8 [H, W, C]."""
-        import wandb
-
-        self._run.log({"nimg": nimg, name: wandb.Image(image)})
-
-    def close(self) -> None:
-        """Finish what is pending."""
-        if self._run is not None:
-            self._run.finish()
-
-
-def _run_id(run_dir: Path) -> str:
-    """The id of this run, made once and kept in the run folder."""
-    path = run_dir / "wandb_id"
-    if not path.exists():
-        run_dir.mkdir(parents=True, exist_ok=True)
-        path.write_text(os.urandom(4).hex())
-    return path.read_text().strip()
-
-
-class TensorBoardLogger:
-    """Log to TensorBoard event files in `run_dir/tensorboard`.
-
-    Raises UserError where the package is missing.
-    """
-
-    def __init__(self, run_dir: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError(
-                "logger=tensorboard needs the package tensorboard: pip install 'scoregen[tensorboard]'"
-            ) from error
-        self._make = SummaryWriter
-        self.run_dir = Path(run_dir)
-        self._writer: Any = None
-
-    def start(self, nimg: int) -> None:
-        """Begin, or make TensorBoard drop what an earlier process recorded after `nimg`."""
-        purge = nimg + 1 if nimg else None
-        self._writer = self._make(str(self.run_dir / "tensorboard"), purge_step=purge)
-
-    def log(self, nimg: int, scalars: Scalars) -> None:
-        """Record named numbers at `nimg` images."""
-        for name, value in flatten(scalars):
-            self._writer.add_scalar(name, value, nimg)
-        self._writer.flush()
-
-    def image(self, nimg: int, name: str, image: np.ndarray) -> None:
-        """Record a picture, uint8 [H, W, C]."""
-        self._writer.add_image(name, image, nimg, dataformats="HWC")
-
-    def close(self) -> None:
-        """Finish what is pending."""
-        if self._writer is not None:
-            self._writer.close()

@@ -1,10 +1,7 @@
 """A log is valid JSON, survives kills, and after a resume equals that of an uninterrupted run."""
 
 import json
-import logging
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scoregen.errors import UserError
-from scoregen.training.loggers import JSONLLogger, Logger, TensorBoardLogger, WandbLogger, flatten
+from scoregen.objectives.base import SIGMA_BINS
+from scoregen.training.loggers import JSONLLogger, Logger, flatten
+from scoregen.training.trackers import TensorBoardLogger, WandbLogger
 
 
 def row(nimg: int) -> dict[str, Any]:
@@ -95,65 +93,11 @@ def test_nested_scalars_are_named_by_their_path() -> None:
     assert dict(flatten(nested)) == flat
 
 
-def test_wandb_offline_needs_no_account_and_a_resumed_run_keeps_its_id(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    for nimg in (0, 128):
-        logger = WandbLogger(tmp_path, mode="offline")
-        logger.start(nimg)
-        logger.log(nimg + 64, row(nimg))
-        logger.image(nimg + 64, "samples", np.zeros((8, 8, 3), np.uint8))
-        logger.close()
-    run_id = (tmp_path / "wandb_id").read_text()
-    files = [path.name for path in tmp_path.glob("wandb/offline-run-*/*.wandb")]
-    assert files
-    assert set(files) == {f"run-{run_id}.wandb"}
-
-
-def test_wandb_falls_back_to_offline_with_one_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    calls: list[tuple[str, str]] = []
-
-    def init(mode: str, id: str, **_: Any) -> Any:
-        calls.append((mode, id))
-        if mode == "online":
-            raise ConnectionError("no route")
-        return SimpleNamespace(define_metric=lambda *_, **__: None, finish=lambda: None)
-
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=SimpleNamespace))
-    logger = WandbLogger(tmp_path, mode="online")
-    with caplog.at_level(logging.WARNING):
-        logger.start(0)
-    logger.close()
-    assert [mode for mode, _ in calls] == ["online", "offline"]
-    assert len({run_id for _, run_id in calls}) == 1
-    assert len(caplog.records) == 1
-    assert "no route" in caplog.text
-
-
-def test_tensorboard_holds_what_was_logged_without_the_steps_taken_twice(tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    for start, stop in ((0, 320), (192, 448)):  # killed at 320, resumed from the checkpoint at 192
-        logger = TensorBoardLogger(tmp_path)
-        logger.start(start)
-        write(logger, start, stop)
-        logger.image(stop, "samples", np.zeros((8, 8, 3), np.uint8))
-        logger.close()
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0})
-    events.Reload()
-    steps = [event.step for event in events.Scalars("time/img_per_s")]
-    assert steps == list(range(64, 449, 64))
-    assert events.Scalars("loss")[0].value == pytest.approx(1 / 65)
-    assert "samples" in events.Tags()["images"]
-
-
-def test_a_missing_tensorboard_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match=r"scoregen\[tensorboard\]"):
-        TensorBoardLogger(tmp_path)
+def test_losses_by_noise_level_are_named_by_their_range_and_sort_by_it() -> None:
+    named = dict(flatten({"loss_by_sigma": list(range(SIGMA_BINS))}))
+    assert list(named.items())[:2] == [("loss_by_sigma/0_below_0.01", 0), ("loss_by_sigma/1_0.01-0.0316", 1)]
+    assert list(named)[-1] == "loss_by_sigma/9_above_100"
+    assert sorted(named) == list(named)
 
 
 @pytest.mark.parametrize("make", [JSONLLogger, WandbLogger, TensorBoardLogger])

@@ -2,16 +2,18 @@
 
 usage: python -m benchmarks.distillers runs/digits_edm [--data digits] [--methods sim sid ...] [--total 64000]
            [--jobs 4] [--device cuda] [--seed 0] [--num 2000] [--repeats 3] [--out runs/distillers]
-           [--write docs/distillers_digits.md] [--set key=value ...]
+           [--write docs/distiller_results.md] [--score-only [--trained-on NAME]] [--set key=value ...]
 
 Runs `train.py experiment=<data>_<method>` for each method, --jobs at a time, each of which resumes where it
-was; then scores all students and the teacher on the same seeds. benchmarks.distiller_curves plots the runs.
+was; then scores all students and the teacher on the same seeds. What evaluate.py has put into a run's
+metrics.json of FID and KID goes into the table too. benchmarks.distiller_curves plots the runs.
 """
 
 import argparse
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,9 @@ from statistics import mean, stdev
 import torch
 from torch import Tensor
 
+from benchmarks.pages import write_section
 from scoregen import config
+from scoregen.cli.records import read_records
 from scoregen.cli.source import Source, load_source
 from scoregen.data.base import Dataset
 from scoregen.distillers import DISTILLERS
@@ -29,20 +33,20 @@ from scoregen.evaluation.features import build_extractor
 from scoregen.evaluation.prdc import compare_manifolds
 from scoregen.evaluation.store import Sample
 from scoregen.images import picture, save_png
+from scoregen.machine import machine_name
 from scoregen.parallel import Parallel
+from scoregen.report.run import training_seconds
 from scoregen.samplers.base import Sampler
 from scoregen.samplers.edm import HeunSampler
 from scoregen.samplers.generate import generate
 from scoregen.training.loggers import read_log
 
 PICTURED = 12  # samples of each method
-PAGE = """\
-# One-step students of {data} by every method
-
-Each student saw {total:,} images in training, from the same teacher ({teacher_nimg:,} images, sha256
-{teacher_sha256}); seed {seed}, {device}. fd_scatter, mean ± standard deviation over {repeats} seed ranges of
-{num:,} samples, recall and coverage on the same features, of the averaged weights; the class of each sample
-is drawn. Seconds are those of training steps, with {jobs} run(s) at a time.
+SECTION = """\
+From one teacher ({teacher_nimg:,} images, sha256 {teacher_sha256}); seed {seed}, trained on
+{trained_on}, with the averaged weights. fd_scatter is the mean ± standard
+deviation over {repeats} seed ranges of {num:,} samples; recall and coverage are of the first range and on the
+same features; the class of each sample is drawn. Seconds are those of training steps.
 
 ```
 {command}
@@ -50,15 +54,16 @@ is drawn. Seconds are those of training steps, with {jobs} run(s) at a time.
 
 {table}
 
-![a row of samples of each method, in the order of the table](images/distillers_{data}.png)
+<img src="images/distillers_{data}.png" alt="{pictured} samples of each method, in the order of the table">
 """
+PUBLISHED = ("fid", "kid")  # families of metrics that are taken from metrics.json
 
 
 @dataclass(frozen=True)
 class Row:
     """What the table says of one model, and some of its samples, uint8 [B, C, H, W]."""
 
-    cells: list[str]
+    cells: dict[str, str]
     samples: Tensor
 
 
@@ -81,15 +86,19 @@ class Judge:
         self.scatter = build_extractor("scatter", None, device)
         self.real = self._features(data.fetch(torch.arange(min(len(data), num))).x)
 
-    def __call__(self, source: Source, sampler: Sampler) -> tuple[list[str], Tensor]:
+    def __call__(self, source: Source, sampler: Sampler) -> tuple[dict[str, str], Tensor]:
         """fd_scatter, recall and coverage, and the first samples."""
         ranges = [range(k * self.num, (k + 1) * self.num) for k in range(self.repeats)]
         drawn = [torch.cat(list(self._draw(source, sampler, seeds))) for seeds in ranges]
         distances = [self.evaluator([images])["fd_scatter"].value for images in drawn]
         manifolds = compare_manifolds(self._features(drawn[0]), self.real)
-        spread = f" ± {stdev(distances):.1f}" if len(distances) > 1 else ""
-        shares = [f"{manifolds.recall.value:.2f}", f"{manifolds.coverage.value:.2f}"]
-        return [f"{mean(distances):.1f}{spread}", *shares], drawn[0][:PICTURED]
+        spread = f" ± {stdev(distances):.2f}" if len(distances) > 1 else ""
+        scores = {
+            "fd_scatter": f"{mean(distances):.2f}{spread}",
+            "recall": f"{manifolds.recall.value:.2f}",
+            "coverage": f"{manifolds.coverage.value:.2f}",
+        }
+        return scores, drawn[0][:PICTURED]
 
     def _draw(self, source: Source, sampler: Sampler, seeds: range) -> Iterator[Tensor]:
         for samples in generate(source.denoiser, sampler, seeds, batch=250, device=self.device):
@@ -101,55 +110,78 @@ class Judge:
         return Sample(features, len(features))
 
 
-def cost(run_dir: Path) -> list[str]:
-    """Seconds in training steps, and the peak of memory, from a run's log."""
+def measured(run_dir: Path, weights_sha256: str) -> dict[str, str]:
+    """What the run's metrics.json says of these weights, by the names of the metrics."""
+    found = {
+        record["name"]: f"{record['value']:.3g}"
+        for record in read_records(run_dir / "metrics.json")
+        if record["weights_sha256"] == weights_sha256
+    }
+    return {name: value for name, value in found.items() if name.split("_")[0] in PUBLISHED}
+
+
+def cost(run_dir: Path) -> dict[str, str]:
+    """Images seen, seconds in training steps, and the peak of memory, from a run's log."""
     rows = [row for row in read_log(run_dir) if "time" in row]
-    starts = [0, *(row["nimg"] for row in rows)]
-    parts = zip(rows, starts, strict=False)
-    seconds = sum((row["nimg"] - start) / max(row["time"]["img_per_s"], 1e-9) for row, start in parts)
-    return [f"{seconds:,.0f}", f"{max(row['time']['memory_gb'] for row in rows):.1f}"]
+    memory = max(row["time"]["memory_gb"] for row in rows)
+    return {"seconds": f"{training_seconds(rows):,.0f}", "GB": f"{memory:.1f}"}
+
+
+def score(method: str, path: Path, judge: Judge, sampler: Sampler | None = None) -> Row:
+    """A line of the table; the sampler is the run's own where None is given."""
+    source = load_source(path, judge.device)
+    sampler = sampler or config.instantiate(source.cfg.sampler)
+    scores, samples = judge(source, sampler)
+    images = f"{source.manifest['nimg']:,}"
+    cells = {"method": method, "images": images, "evaluations": str(sampler.nfe()), **scores}
+    return Row({**cells, **measured(path, source.manifest["weights_sha256"]), **cost(path)}, samples)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown, in the order of the rows; a column that a row does not have is empty there."""
+    heads = dict.fromkeys(head for row in sorted(rows, key=lambda row: -len(row.cells)) for head in row.cells)
+    lines = [list(heads), ["---", *["--:"] * (len(heads) - 1)]]
+    lines += [[row.cells.get(head, "") for head in heads] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def main() -> None:
-    """Train, score, print the table; write page and picture where asked."""
+    """Train, score, print the table; write section and picture where asked."""
     args = parse()
-    with ThreadPoolExecutor(args.jobs) as pool:
-        folders = {method: args.out / f"{args.data}_{method}" for method in args.methods}
-        failures = dict(zip(folders, pool.map(lambda m: train(m, folders[m], args), folders), strict=True))
-    parallel = Parallel(args.device)
-    teacher = load_source(args.teacher, parallel.device)
-    judge = Judge(teacher.data(), args.out / "references", parallel.device, args.num, args.repeats)
-    scores, samples = judge(teacher, HeunSampler(steps=18))
-    rows = [Row(["teacher", "35", *scores, "", ""], samples)]
+    folders = {method: args.out / f"{args.data}_{method}" for method in args.methods}
+    failures = dict.fromkeys(folders, "")
+    if not args.score_only:
+        with ThreadPoolExecutor(args.jobs) as pool:
+            ends = pool.map(lambda method: train(method, folders[method], args), folders)
+            failures = dict(zip(folders, ends, strict=True))
+    device = Parallel(args.device).device
+    teacher = load_source(args.teacher, device)
+    judge = Judge(teacher.data(), args.out / "references", device, args.num, args.repeats)
+    rows = [score("teacher", args.teacher, judge, HeunSampler(steps=18))]
+    blank = torch.zeros_like(rows[0].samples)
     for method, run_dir in folders.items():
-        if failures[method]:
-            rows.append(
-                Row([method, "1", failures[method], "", "", "", ""], samples.new_zeros(samples.shape))
-            )
-            continue
-        student = load_source(run_dir, parallel.device)
-        sampler = config.instantiate(student.cfg.sampler)
-        scores, drawn = judge(student, sampler)
-        rows.append(Row([method, str(sampler.nfe()), *scores, *cost(run_dir)], drawn))
-    heads = ["method", "evaluations", "fd_scatter", "recall", "coverage", "seconds", "GB"]
-    lines = [heads, ["---", *["--:"] * (len(heads) - 1)], *(row.cells for row in rows)]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    print(table)
+        failure = failures[method]
+        rows.append(
+            Row({"method": method, "images": failure}, blank) if failure else score(method, run_dir, judge)
+        )
+    print(table(rows))
     if args.write:
-        write(args, teacher, table, torch.cat([row.samples for row in rows]), parallel)
+        write(args, teacher, rows)
 
 
-def write(args: argparse.Namespace, teacher: Source, table: str, samples: Tensor, parallel: Parallel) -> None:
-    """The page and its picture."""
-    gpu = parallel.device.type == "cuda"
-    name = torch.cuda.get_device_name() if gpu else f"CPU, {torch.get_num_threads()} thread(s)"
-    total = args.total or config.compose([f"experiment={args.data}_sim"])[0].trainer.total
-    facts = {**vars(args), "device": name, "total": total, "table": table}
-    facts |= {f"teacher_{key}": teacher.manifest[key] for key in ("nimg",)}
-    facts["teacher_sha256"] = teacher.manifest["weights_sha256"]
-    facts["command"] = f"python -m benchmarks.distillers {' '.join(sys.argv[1:])}"
-    args.write.write_text(PAGE.format(**facts))
-    image = picture(samples.float() / 127.5 - 1, PICTURED)
+def write(args: argparse.Namespace, teacher: Source, rows: Sequence[Row]) -> None:
+    """The section of the page, and its picture."""
+    facts = {
+        **vars(args),
+        "trained_on": args.trained_on or machine_name(Parallel(args.device).device),
+        "teacher_nimg": teacher.manifest["nimg"],
+        "teacher_sha256": teacher.manifest["weights_sha256"],
+        "command": shlex.join(["python", "-m", "benchmarks.distillers", *sys.argv[1:]]),
+        "table": table(rows),
+        "pictured": PICTURED,
+    }
+    write_section(args.write, f"distillers {args.data}", SECTION.format(**facts).rstrip())
+    image = picture(torch.cat([row.samples for row in rows]).float() / 127.5 - 1, PICTURED)
     save_png(image, args.write.parent / "images" / f"distillers_{args.data}.png")
 
 
@@ -168,7 +200,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--num", type=int, default=2000, help="samples of each repeat")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/distillers"))
-    parser.add_argument("--write", type=Path)
+    parser.add_argument("--write", type=Path, help="page whose section is written")
+    parser.add_argument("--score-only", action="store_true", help="of runs that are there; train nothing")
+    parser.add_argument("--trained-on", default="", help="what trained them (default: this machine)")
     parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="for every run")
     return parser.parse_args()
 

@@ -37,7 +37,8 @@ devices, the commits of copies without history and the sentence about each numbe
 - **NFE**: network evaluations an image. **Images**: seen in training. **Minutes**: of training steps, by
   the log; where runs shared a device they do not tell its speed.
 - **Published**: the authors' number by the same protocol, else *none comparable*. For images that
-  protocol is FID of 50,000 samples against the named statistics, and no run here has been measured so.
+  protocol is FID of 50,000 samples against the named statistics, and no run here has been measured so;
+  `fid_<n>` under some runs is FID of n samples, larger than that of 50,000, and compares at equal n only.
 - Every run has one training seed: ± is the spread of sampling, not of training anew.
 - **Commit**: of the sources; *before* one where the copy that ran did not know its own.
 
@@ -98,7 +99,8 @@ def details(name: str, record: Record) -> str:
     if result["curve"]:
         curve = ", ".join(f"{value:.3g} at {nimg:,}" for nimg, value in result["curve"])
         parts.append(f"During training: {curve} images.")
-    commands = [training.command, result["command"], picture.command if picture else ""]
+    commands = [training.command, result["command"], *(other["command"] for other in record.others)]
+    commands.append(picture.command if picture else "")
     parts.append("\n".join(["```", *filter(None, commands), "```"]))
     parts.append("\n".join(f"- {line}" for line in provenance(name, record)))
     if picture:
@@ -114,9 +116,13 @@ def provenance(name: str, record: Record) -> list[str]:
     teacher = f", teacher {training.teacher} {training.teacher_sha256}" if training.teacher else ""
     where = f"{training.device}, {training.precision}, seed {training.seed}{versions}{teacher}"
     when = "" if result["command"] else " in training, by `hooks.evaluate`"
+    others = [
+        f"{other['name']} {number(other)}: {other['device']}, {protocol(other)}" for other in record.others
+    ]
     return [
         f"trained on {where}",
         f"scored on {result['device']}{when}: {protocol(result)}",
+        *others,
         f"commit {training.commit}; weights {training.weights_sha256}, config {training.config_sha256[:16]}, "
         f"log {training.log_sha256[:16]}; [record](../{RECORDS}/{name}.json)",
     ]

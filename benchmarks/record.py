@@ -1,7 +1,7 @@
 """Records of finished runs: a number, and all that it is a function of, as one small JSON file each."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class Record:
             empty where that was the training's `hooks.evaluate`, whose `curve` of [images, value] is kept.
         published: a number of the authors by the same protocol and its budget; empty: none is comparable.
         difference: a sentence on what the number says, itself without numbers of this project.
+        others: what evaluate.py has measured of the same weights besides, each with the `command`.
     """
 
     method: str
@@ -67,6 +68,7 @@ class Record:
     picture: Picture | None
     published: str
     difference: str
+    others: list[dict[str, Any]] = field(default_factory=list)
 
 
 def load(path: Path) -> Record:

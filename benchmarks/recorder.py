@@ -53,7 +53,8 @@ def from_run(run: Path, overrides: Sequence[str], grid: Path | None, name: str, 
     cfg = config.from_yaml((run / "config.yaml").read_text(), f"{run}/config.yaml")
     _check_command(cfg, overrides)
     training = _training(run, cfg, summary, overrides, told)
-    measured = (_evaluated if (run / "metrics.json").is_file() else _logged)(run, cfg, summary)
+    evaluated = _evaluated(run, cfg, summary)
+    measured = evaluated.pop(METRIC, None) or _logged(run, cfg, summary)
     return Record(
         method=told.method,
         data=measured["reference"],
@@ -62,6 +63,7 @@ def from_run(run: Path, overrides: Sequence[str], grid: Path | None, name: str, 
         picture=_picture(grid, name, training, cfg.run_dir) if grid else None,
         published=told.published,
         difference=told.difference,
+        others=[{**result, "device": told.evaluated_on} for result in evaluated.values()],
     )
 
 
@@ -122,21 +124,38 @@ def _teacher_sha256(run: Path, cfg: Any) -> str:
     return str(_json(root / cfg.teacher / SUMMARY, "keep a student beside its teacher")["weights_sha256"])
 
 
-def _evaluated(run: Path, cfg: Any, summary: Summary) -> dict[str, Any]:
-    """The latest result in metrics.json, and the command that gives it."""
-    found = [record for record in read_records(run / "metrics.json") if record["name"] == METRIC]
-    if not found:
-        raise UserError(f"{run}/metrics.json has no {METRIC}")
-    result = dict(found[-1])
+def _evaluated(run: Path, cfg: Any, summary: Summary) -> dict[str, dict[str, Any]]:
+    """The latest result of each metric in metrics.json, and the command that gives it."""
+    results = {record["name"]: record for record in read_records(run / "metrics.json")}
+    return {name: _traced(run, cfg, summary, result) for name, result in results.items()}
+
+
+def _traced(run: Path, cfg: Any, summary: Summary, result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result with its command; UserError where that command would give another."""
     if result["weights_sha256"] != summary["weights_sha256"]:
         raise UserError(f"{run}/metrics.json is of other weights: evaluate the run anew")
-    command = f"python evaluate.py --run {cfg.run_dir} --num {result['n']} --repeats {len(result['values'])}"
+    n, repeats = result["n"], len(result["values"])
+    command = f"python evaluate.py --run {cfg.run_dir} --num {n} --repeats {repeats}"
+    command += f" --metrics {result['name'].removesuffix(f'_{n}')}"
+    command += _reference(cfg, result)
     otherwise = _deviations(result, cfg)
     if otherwise:
         raise UserError(
             f"{run} was scored with another {', '.join(otherwise)}; what is recorded is {command}"
         )
-    return {**result, "command": f"{command} --metrics {METRIC}", "curve": []}
+    return {**result, "command": command, "curve": []}
+
+
+def _reference(cfg: Any, result: Mapping[str, Any]) -> str:
+    """The option that names the real images of a result; nothing for the training data."""
+    fingerprint = result.get("reference_fingerprint")
+    if fingerprint in (None, build_data(cfg, "train").fingerprint):
+        return ""
+    if fingerprint != build_data(cfg, "test").fingerprint:
+        raise UserError(
+            f"{result['name']} compares with {result['reference']}, of which the run has no split"
+        )
+    return f" --reference {result['reference']}:test"
 
 
 def _deviations(result: Mapping[str, Any], cfg: Any) -> list[str]:

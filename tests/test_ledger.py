@@ -12,6 +12,7 @@ from benchmarks import ledger
 from benchmarks.record import Record, load, save
 from benchmarks.recorder import PICTURE_BYTES, PICTURES, Told, from_run
 from scoregen import config
+from scoregen.data.digits import load_digits
 from scoregen.errors import UserError
 from scoregen.training.weights import sha256
 
@@ -90,6 +91,7 @@ def changes(record: Record) -> list[Record]:
     return [
         *(replace(record, training=one) for one in trained),
         *(replace(record, result=one) for one in measured),
+        *(replace(record, others=[{**other, "values": [7.0]}]) for other in record.others),
         *said,
     ]
 
@@ -131,6 +133,19 @@ def test_what_evaluate_has_measured_counts(run: Path) -> None:
     result = from_run(run, OVERRIDES, None, "x", TOLD).result
     assert {key: result[key] for key in measured} == measured
     assert "--num 50 --repeats 2 --metrics fd_scatter" in result["command"]
+
+
+def test_other_metrics_go_along_with_what_they_compare_with(run: Path) -> None:
+    held_out = load_digits(split="test").fingerprint
+    write_metrics(run, name="kid", reference_fingerprint=held_out)
+    record = from_run(run, OVERRIDES, None, "x", TOLD)
+    assert record.result["value"] == 1000 / 128  # of the log, since evaluate.py has not measured it
+    (kid,) = record.others
+    assert kid["value"] == 2.0
+    assert kid["command"].endswith("--num 50 --repeats 2 --metrics kid --reference digits:test")
+    write_metrics(run, reference_fingerprint="of no split")
+    with pytest.raises(UserError, match="no split"):
+        from_run(run, OVERRIDES, None, "x", TOLD)
 
 
 @pytest.mark.parametrize(

@@ -51,16 +51,16 @@ def from_run(run: Path, overrides: Sequence[str], grid: Path | None, name: str, 
     """
     summary = _json(run / SUMMARY, "only finished runs are recorded")
     cfg = config.from_yaml((run / "config.yaml").read_text(), f"{run}/config.yaml")
-    _check_command(cfg, overrides)
+    where = _check_command(cfg, overrides)
     training = _training(run, cfg, summary, overrides, told)
-    evaluated = _evaluated(run, cfg, summary)
+    evaluated = _evaluated(run, cfg, summary, where)
     measured = evaluated.pop(METRIC, None) or _logged(run, cfg, summary)
     return Record(
         method=told.method,
         data=measured["reference"],
         training=training,
         result={**measured, "device": told.evaluated_on},
-        picture=_picture(grid, name, training, cfg.run_dir) if grid else None,
+        picture=_picture(grid, name, training, where) if grid else None,
         published=told.published,
         difference=told.difference,
         others=[{**result, "device": told.evaluated_on} for result in evaluated.values()],
@@ -75,14 +75,18 @@ def _json(path: Path, advice: str) -> dict[str, Any]:
     return fields
 
 
-def _check_command(cfg: Any, overrides: Sequence[str]) -> None:
-    """UserError where the command makes another run; network and preconditioning are those of a teacher."""
+def _check_command(cfg: Any, overrides: Sequence[str]) -> str:
+    """The folder of the command's run; UserError where it makes another one.
+
+    Network and preconditioning are those of a teacher.
+    """
     composed, problems = config.compose(overrides)
     config.refuse(problems)
     planned = ("network", "precond") if cfg.teacher else ()
     differing = config.diff(composed, cfg, ignore=(*PLACES, *planned))
     if differing:
         raise UserError("the command makes another run; command -> run:\n  " + "\n  ".join(differing))
+    return str(composed.run_dir)
 
 
 def _training(run: Path, cfg: Any, summary: Summary, overrides: Sequence[str], told: Told) -> Training:
@@ -124,18 +128,18 @@ def _teacher_sha256(run: Path, cfg: Any) -> str:
     return str(_json(root / cfg.teacher / SUMMARY, "keep a student beside its teacher")["weights_sha256"])
 
 
-def _evaluated(run: Path, cfg: Any, summary: Summary) -> dict[str, dict[str, Any]]:
+def _evaluated(run: Path, cfg: Any, summary: Summary, where: str) -> dict[str, dict[str, Any]]:
     """The latest result of each metric in metrics.json, and the command that gives it."""
     results = {record["name"]: record for record in read_records(run / "metrics.json")}
-    return {name: _traced(run, cfg, summary, result) for name, result in results.items()}
+    return {name: _traced(run, cfg, summary, result, where) for name, result in results.items()}
 
 
-def _traced(run: Path, cfg: Any, summary: Summary, result: Mapping[str, Any]) -> dict[str, Any]:
-    """A result with its command; UserError where that command would give another."""
+def _traced(run: Path, cfg: Any, summary: Summary, result: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A result with the command that gives it for a run in `where`; UserError if that would be another."""
     if result["weights_sha256"] != summary["weights_sha256"]:
         raise UserError(f"{run}/metrics.json is of other weights: evaluate the run anew")
     n, repeats = result["n"], len(result["values"])
-    command = f"python evaluate.py --run {cfg.run_dir} --num {n} --repeats {repeats}"
+    command = f"python evaluate.py --run {where} --num {n} --repeats {repeats}"
     command += f" --metrics {result['name'].removesuffix(f'_{n}')}"
     command += _reference(cfg, result)
     otherwise = _deviations(result, cfg)

@@ -9,12 +9,16 @@ the losses of what learns beside the student, and the distance to the data.
 """
 
 import argparse
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from scoregen.objectives.base import SIGMA_BINS, describe_bin
 from scoregen.training.loggers import read_log
 
+COLUMNS = 3  # panels beside each other
+DECADE = 10  # a range from which on the scale is logarithmic
 Curves = dict[str, tuple[list[int], list[float]]]
 
 
@@ -27,11 +31,11 @@ def curve(rows: list[dict[str, Any]], key: str, index: int | None = None) -> tup
 
 def panels(rows: list[dict[str, Any]]) -> dict[str, Curves]:
     """The panels of a picture by title, each with its curves."""
-    names = list(dict.fromkeys(key for row in rows for key in row))
+    names = list(dict.fromkeys(key for row in rows for key in row if not key.endswith("_by_sigma")))
     by_level = {describe_bin(i): curve(rows, "difference_by_sigma", i) for i in range(SIGMA_BINS)}
     choices = {
-        "rms score difference D_t - D_f, by sigma": by_level,
-        "weight": {"weight": curve(rows, "weight")},
+        "rms of D_t - D_f, by sigma": by_level,
+        "weight of a sample": {"weight": curve(rows, "weight")},
         "density ratio": {key: curve(rows, key) for key in names if key.startswith("ratio_q")},
         "losses beside the student": {key: curve(rows, key) for key in names if key.endswith("/loss")},
         "accuracy of the critic": {
@@ -40,8 +44,13 @@ def panels(rows: list[dict[str, Any]]) -> dict[str, Curves]:
         "student's loss": {"loss": curve(rows, "loss")},
         "fd_scatter": {"fd_scatter": curve(rows, "fd_scatter")},
     }
-    kept = {title: {k: v for k, v in curves.items() if v[0]} for title, curves in choices.items()}
+    kept = {title: {k: v for k, v in curves.items() if moves(v[1])} for title, curves in choices.items()}
     return {title: curves for title, curves in kept.items() if curves}
+
+
+def moves(values: Sequence[float]) -> bool:
+    """Whether there is anything to draw."""
+    return len(set(values)) > 1
 
 
 def plot(run_dir: Path, out: Path) -> Path:
@@ -49,22 +58,35 @@ def plot(run_dir: Path, out: Path) -> Path:
     from matplotlib.figure import Figure
 
     drawn = panels(read_log(run_dir))
-    figure = Figure(figsize=(3.2 * len(drawn), 2.6), dpi=72, layout="constrained")
-    for axes, (title, curves) in zip(
-        figure.subplots(1, len(drawn), squeeze=False)[0], drawn.items(), strict=True
-    ):
-        for name, (nimg, values) in curves.items():
-            axes.plot([n / 1000 for n in nimg], values, label=name, linewidth=1)
-        axes.set_title(title, fontsize=8)
-        axes.set_xlabel("thousand images", fontsize=7)
-        axes.tick_params(labelsize=6)
-        if all(value > 0 for _, values in curves.values() for value in values) and title != "student's loss":
-            axes.set_yscale("log")
-        if len(curves) > 1:
-            axes.legend(fontsize=5)
+    columns = len(drawn) if len(drawn) <= COLUMNS + 1 else COLUMNS
+    rows = -(-len(drawn) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.5 * rows), dpi=96, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, (title, curves) in zip_longest(grid.flat, drawn.items(), fillvalue=("", {})):
+        draw(axes, title, curves)
     path = out / f"curves_{run_dir.name}.png"
     figure.savefig(path)
     return path
+
+
+def draw(axes: Any, title: str, curves: Curves) -> None:
+    """One panel; an empty one stays blank. Noise levels go from dark to light."""
+    from matplotlib import colormaps
+
+    if not curves:
+        axes.set_axis_off()
+        return
+    shades = colormaps["viridis"].resampled(max(len(curves), 2))
+    for index, (name, (nimg, values)) in enumerate(curves.items()):
+        axes.plot([n / 1000 for n in nimg], values, label=name, linewidth=1.2, color=shades(index))
+    every = [value for _, values in curves.values() for value in values]
+    if min(every) > 0 and max(every) > DECADE * min(every):
+        axes.set_yscale("log")
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel("thousand images", fontsize=8)
+    axes.tick_params(labelsize=7)
+    if len(curves) > 1:
+        axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
 def main() -> None:

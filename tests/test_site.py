@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+import scoregen.objectives.lcss
 from benchmarks import ledger
 from scoregen import config
+from scoregen.detection.attacks import ATTACKS, Attack
+from scoregen.detection.msma import DETECTORS
 from scoregen.distillers import DISTILLERS
 from scoregen.evaluation.metrics import METRICS
 from scoregen.networks import NETWORKS
@@ -35,6 +38,8 @@ REGISTRIES: dict[str, dict[str, Any]] = {
     "distiller": DISTILLERS,
     "network": NETWORKS,
     "metric": {name: metric.compare for name, metric in METRICS.items()},
+    "detector": DETECTORS,
+    "attack": dict.fromkeys(ATTACKS, Attack),
 }
 METHODS = [(group, name, built) for group, known in REGISTRIES.items() for name, built in known.items()]
 CHOICES = [
@@ -53,7 +58,12 @@ def words(text: str) -> list[str]:
 def test_every_registered_method_has_a_page_with_its_docstring(group: str, name: str, built: Any) -> None:
     page = SITE.pages[f"methods/{group}/{name}.md"]
     assert to_markdown(inspect.getdoc(built) or "") in page
-    assert re.search(rf"^(python|scoregen).*\b{name}\b", page, re.MULTILINE)
+    assert group == "detector" or re.search(rf"^python .*\b{name}\b", page, re.MULTILINE)
+
+
+def test_a_page_holds_the_formula_that_its_docstring_refers_to() -> None:
+    formula = to_markdown(inspect.getdoc(scoregen.objectives.lcss.lcss) or "")
+    assert "### `lcss`\n\n" + formula in SITE.pages["methods/objective/lcss.md"]
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)

@@ -10,7 +10,7 @@ ARXIV = re.compile(r"arXiv (\d{4}\.\d{4,5})")
 
 def to_markdown(docstring: str) -> str:
     """The docstring, cleaned of its indentation, as a page shows it."""
-    paragraphs = re.split(r"\n\s*\n", docstring.strip())
+    paragraphs = re.split(r"\n\s*\n|\n(?=Source: |Raises UserError)", docstring.strip())
     return "\n\n".join(filter(None, (_paragraph(paragraph) for paragraph in paragraphs)))
 
 

@@ -58,6 +58,7 @@ def using(group: str, choice: str) -> list[str]:
     return [name for name in config.groups()["experiment"] if overrides(name).get(group) == choice]
 
 
+@cache
 def choices_of(command: str) -> dict[str, str]:
     """What a command of train.py chooses: its own words over its experiment's over the defaults."""
     words = dict(word.split("=", 1) for word in command.split() if "=" in word)

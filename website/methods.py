@@ -1,6 +1,8 @@
 """A page for each sampler, objective, distiller and network: what it is, its use, what it has shown."""
 
 import inspect
+import re
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -54,19 +56,17 @@ def overview(site: "Site") -> str:
     for group, (title, *_) in GROUPS.items():
         links = [f"[`{name}`]({group}/{name}.md)" for name in config.groups()[group]]
         parts.append(f"## {title}\n\n[Compared]({group}/index.md): {', '.join(links)}.")
-    links = [f"[`{path.split('/')[2][:-3]}`](metric/{path.split('/')[2]})" for path in _metric_pages(site)]
-    parts.append(f"## Metrics\n\n[Compared](metric/index.md): {', '.join(links)}.")
+    for group, title in {"metric": "Metrics", "detector": "Detectors", "attack": "Attacks"}.items():
+        names = [path.split("/")[2].removesuffix(".md") for path in site.pages if f"methods/{group}/" in path]
+        links = [f"[`{name}`]({group}/{name}.md)" for name in names if name != "index"]
+        parts.append(f"## {title}\n\n{', '.join(links)}.")
     site.pages["methods/index.md"] = "\n\n".join(parts)
     return "methods/index.md"
 
 
-def _metric_pages(site: "Site") -> list[str]:
-    return [path for path in site.pages if path.startswith("methods/metric/") and "index" not in path]
-
-
 def index(group: str, title: str, guide: str, names: list[str]) -> str:
     """The members of a group in one table."""
-    rows = [(f"[`{name}`]({name}.md)", escape(_summary(group, name))) for name in names]
+    rows = [(f"[`{name}`]({name}.md)", _summary(group, name)) for name in names]
     parts = [
         f"# {title}",
         f"Compared in [{page_title(guide)}](../../{guide}).",
@@ -80,7 +80,7 @@ def index(group: str, title: str, guide: str, names: list[str]) -> str:
 def _summary(group: str, name: str) -> str:
     """The configuration's comment, else the docstring's first sentence."""
     choice = choices.read(group, name)
-    return choice.comment.split("\n")[0] or headline(inspect.getdoc(choice.nodes[0].built) or "")
+    return remarks(choice.comment) or headline(inspect.getdoc(choice.nodes[0].built) or "")
 
 
 def page(group: str, name: str) -> str:
@@ -148,16 +148,20 @@ def options(choice: choices.Choice) -> str:
 
 
 def _made_of(choice: choices.Choice) -> Iterator[str]:
-    """The docstrings of the parts that it names, each once."""
-    parts: dict[str, str] = {}
+    """The docstrings of the parts that it names, and of what its own docstring refers to, each once."""
+    outer = choice.nodes[0].built
+    parts: dict[Any, str] = {}
     for node in choice.nodes[1:]:
         if node.target.startswith("scoregen."):
-            parts.setdefault(node.target, node.path)
+            parts.setdefault(node.built, f"`{node.path}`: {_class_name(node.built)}")
+    for name in re.findall(r"`(\w+)`", inspect.getdoc(outer) or ""):
+        referred = vars(sys.modules[outer.__module__]).get(name)
+        if getattr(referred, "__module__", "").startswith("scoregen.") and referred is not outer:
+            parts.setdefault(referred, f"`{name}`")
     if parts:
         yield "## Parts"
-    for target, path in parts.items():
-        built = choices.Node(path, target).built
-        yield f"### `{path}`: {_class_name(built)}"
+    for built, title in parts.items():
+        yield f"### {title}"
         yield to_markdown(inspect.getdoc(built) or "")
         yield f"Code: {code(built)}."
 

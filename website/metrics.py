@@ -3,7 +3,6 @@
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from scoregen.evaluation.features import EXTRACTORS
 from scoregen.evaluation.metrics import METRICS, Metric
 from website import results
 from website.docstrings import headline, to_markdown
@@ -50,7 +49,6 @@ def page(name: str, metric: Metric) -> str:
         "**Properties**\n\n" + "\n".join(f"- {fact}: {value}" for fact, value in facts.items()),
         f"Code: {code(metric.compare)}.",
         f"## Use\n\n```\n{command}\n```",
-        f"## Features\n\n{to_markdown(_doc(EXTRACTORS[metric.extractor]))}",
         *results.section("metric", name, name),
     ]
     links = ", ".join(f"[{page_title(other)}](../../{other})" for other in mentions(name)[:6])

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from website import api, configuration, experiments, guides, methods, metrics, notebooks
+from website import api, configuration, detection, experiments, guides, methods, metrics, notebooks
 from website.links import ROOT
 
 STATIC = {"iframe-worker.js": "javascripts/iframe-worker.js", "site.css": "stylesheets/site.css"}
@@ -26,7 +26,7 @@ def build() -> Site:
     for name, place in STATIC.items():
         site.assets[place] = (ROOT / "website" / name).read_bytes()
     guided = guides.add(site)
-    made = methods.add(site) + metrics.add(site)
+    made = methods.add(site) + metrics.add(site) + detection.add(site)
     overview = {"Overview": methods.overview(site)}
     tutorials = notebooks.add(site)
     reference = [configuration.add(site), experiments.add(site), api.add(site)]

@@ -41,19 +41,17 @@ class TableSource:
 
     def read(self, name: str) -> bytes:
         """The bytes of the image in one row; UserError where there are none."""
-        image = self._table[_row(name)][self._column] or {}
-        if image.get("bytes") is not None:
+        image = self._table[_row(name)][self._column] or {"bytes": None, "path": None}
+        if image["bytes"] is not None:
             return bytes(image["bytes"])
         try:
-            return Path(image.get("path") or "").read_bytes()
+            return Path(image["path"] or "").read_bytes()
         except OSError as error:
-            where = (
-                f"refers to {image['path']}, which cannot be read" if image.get("path") else "has no image"
-            )
-            raise UserError(f"{self.path}/{name} {where}: remove the row, or repair it") from error
+            what = f"refers to {image['path']}, which cannot be read" if image["path"] else "has no image"
+            raise UserError(f"{self.path}/{name} {what}: remove the row, or repair it") from error
 
     def stamp(self, name: str) -> str:
-        """The size in bytes; of an image in a file of its own, its path."""
+        """The size in bytes; of an image in a file of its own, its name."""
         return self._stamps[_row(name)]
 
     @cached_property
@@ -63,7 +61,8 @@ class TableSource:
         images = self._table.data.column(self._column)
         sizes = pc.binary_length(pc.struct_field(images, "bytes")).to_pylist()
         paths = pc.struct_field(images, "path").to_pylist()
-        return [str(path if size is None else size) for size, path in zip(sizes, paths, strict=True)]
+        pairs = zip(sizes, paths, strict=True)
+        return [Path(path or "").name if size is None else str(size) for size, path in pairs]
 
 
 def _row(name: str) -> int:
@@ -106,10 +105,9 @@ def load_hub(
     table = tables[own]
     column = _image_column(table, image_column, where)
     source = TableSource(where, own, _encoded(table, column), column)
-    labels, class_names = (
-        _classes(tables[train_split], table, label_column, where) if conditional else (None, ())
-    )
-    listing = Listing(tuple(source.names()), labels, class_names)
+    listing = Listing(tuple(source.names()))
+    if conditional:
+        listing = Listing(listing.names, *_classes(tables[train_split], table, label_column, where))
     if test_split is None:
         listing = listing.select(split_off(name, len(listing.names), split, test_fraction).tolist())
     return hold(ImageFiles(name, source, listing, Fit(resolution, crop, mode)), cache_gb)

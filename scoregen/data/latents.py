@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import IO, Self
 
@@ -59,12 +59,12 @@ class LatentCodec:
 
     def decode(self, z: Tensor) -> Tensor:
         """Images of whitened latents."""
-        mean, scale = self._affine(z)
+        mean, scale = _affine(self, z.device)
         return self.autoencoder.decode(z / scale + mean)
 
     def whiten(self, y: Tensor) -> Tensor:
         """Latents [B, c, h, w] as the model sees them."""
-        mean, scale = self._affine(y)
+        mean, scale = _affine(self, y.device)
         return (y - mean) * scale
 
     def draw(self, moments: Tensor, rng: Rng) -> Tensor:
@@ -87,10 +87,12 @@ class LatentCodec:
                 f"trained with {known[:16]}: put that one back"
             )
 
-    def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """mean_c and std / std_c, [c, 1, 1] each."""
-        mean, std = (like.new_tensor(value)[:, None, None] for value in (self.stats.mean, self.stats.std))
-        return mean, self.autoencoder.std / std
+
+@cache
+def _affine(codec: LatentCodec, device: torch.device) -> tuple[Tensor, Tensor]:
+    """mean_c and std / std_c, [c, 1, 1] each; remembered, so that no step waits for a copy to the GPU."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (codec.stats.mean, codec.stats.std))
+    return mean.to(device), (codec.autoencoder.std / std).to(device)
 
 
 class Latents:

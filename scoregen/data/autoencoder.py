@@ -119,7 +119,6 @@ def _load(place: _Place) -> nn.Module:
             subfolder=place.subfolder,
             revision=place.revision,
             use_safetensors=True,
-            allow_pickle=False,
             local_files_only=place.is_local,
             torch_dtype=torch.float32,
             low_cpu_mem_usage=False,

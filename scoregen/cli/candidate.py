@@ -246,23 +246,19 @@ def _share(data: "Dataset", order: Tensor, parallel: Parallel) -> Iterator[Tenso
 
 
 def open_images(name: str) -> "Dataset":
-    """All images of a folder, a zip, an .npz or .npy; or a data set by its name, NAME or NAME:test.
+    """All images of a folder, a zip, or an .npz, .npy, .parquet or .tar; or a data set, NAME or NAME:test.
 
     Raises:
         UserError: there is no such thing, or an image is broken or of another size.
     """
-    from scoregen.data.arrays import load_arrays
-    from scoregen.data.folder import load_images
-
     data_set, _, split = name.partition(":")
     if data_set in config.groups()["data"]:
         if split not in ("", "train", "test"):
             raise UserError(f"{name}: after the colon comes train or test")
         return build_data(data_config(data_set), "test" if split == "test" else "train")
-    if Path(name).suffix in (".npz", ".npy"):
-        return load_arrays(path=name, test_fraction=0.0)
-    data_config(name)  # says what is known where nothing is there
-    return load_images(path=name, test_fraction=0.0)
+    cfg = data_config(name)
+    cfg.data.test_fraction = 0.0
+    return build_data(cfg, "train")
 
 
 def open_reference(name: str | None, candidate: Candidate) -> "Dataset | Path | None":

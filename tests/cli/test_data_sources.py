@@ -7,9 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scoregen.cli.candidate import open_images
 from scoregen.training.checkpoint import latest_checkpoint
 from tests.cli.conftest import TINY, Run
-from tests.data.containers import Files, png_files, write_folder, write_parquet, write_shards
+from tests.data.containers import (
+    Files,
+    members,
+    png_files,
+    write_folder,
+    write_parquet,
+    write_shards,
+    write_tar,
+)
 
 Write = Callable[[Path, Files], None]
 SOURCES: dict[str, tuple[Write, str]] = {
@@ -27,16 +36,19 @@ MODEL = [
 ]
 
 
-@pytest.fixture
-def train(
-    call: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[list[float], bytes]]:
-    """train("hf", total, run_dir, ...) -> the losses in the log of the run and its last averaged weights."""
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches of our own."""
     import datasets
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache" / "datasets")
     datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def train(call: Run, tmp_path: Path) -> Callable[..., tuple[list[float], bytes]]:
+    """train("hf", total, run_dir, ...) -> the losses in the log of the run and its last averaged weights."""
 
     def run(kind: str, total: int, run_dir: str, *settings: str) -> tuple[list[float], bytes]:
         write, path = SOURCES[kind]
@@ -67,6 +79,16 @@ def test_twice_n_images_are_n_and_n_again(train: Callable, kind: str) -> None:
     assert again[0] == at_once[0]
     assert again[0][:4] == halfway[0]
     assert weights(again[1]) == weights(at_once[1])
+
+
+def test_images_are_judged_from_a_file_of_any_kind(tmp_path: Path) -> None:
+    write_folder(tmp_path, FILES)
+    write_parquet(tmp_path, FILES)
+    write_tar(tmp_path / "set.tar", members(FILES))
+    folder = open_images(str(tmp_path / "set"))
+    for file in ("set.parquet", "set.tar"):
+        images = open_images(str(tmp_path / file))
+        assert (len(images), images.fingerprint) == (12, folder.fingerprint)
 
 
 def weights(content: bytes) -> bytes:

@@ -28,5 +28,5 @@ lint: setup
 	$(BIN)/mypy
 
 docs: setup
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "The pages: site/index.html"

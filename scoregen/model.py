@@ -23,6 +23,8 @@ from scoregen.rng import derive_seed
 from scoregen.training.checkpoint import latest_checkpoint
 from scoregen.training.weights import load_weights, read_weights, weights_hash
 
+PRETRAINED = Path(__file__).parent / "pretrained"  # weights that come with the package
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -119,11 +121,20 @@ class StoredModel:
         return denoiser.eval()
 
 
+def pretrained() -> list[str]:
+    """The models that come with the package, as `find_model` takes them."""
+    return [f"pretrained/{file.stem}" for file in sorted(PRETRAINED.glob("*.safetensors"))]
+
+
 def find_model(path: Path) -> StoredModel | None:
     """The averaged weights of a run's newest whole checkpoint, or a safetensors file; None for no such path.
 
+    `pretrained/NAME` is a model of the package, unless there is such a path here.
+
     Raises UserError where nothing can be read there.
     """
+    if not path.exists() and str(path) in pretrained():
+        path = PRETRAINED / f"{path.name}.safetensors"
     if path.is_dir():
         found = latest_checkpoint(path / "checkpoints")
         if found is None:

@@ -18,7 +18,7 @@ from scoregen.denoisers.classifier import NetworkClassifier
 from scoregen.denoisers.closed_form import Estimator, closed_form_denoiser
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.errors import UserError
-from scoregen.model import find_model
+from scoregen.model import find_model, pretrained
 from scoregen.training.hooks.evaluate import REFERENCES
 from scoregen.training.summary import SUMMARY
 
@@ -88,7 +88,8 @@ def _load(path: Path, device: torch.device) -> Source:
     found = find_model(path)
     if found is None:
         known = ", ".join(str(p) for p in sorted(RUNS.glob("*")) if p.is_dir()) or "none yet"
-        raise UserError(f"--run {path}: no such folder or file; runs here: {known}")
+        ready = ", ".join(pretrained())
+        raise UserError(f"--run {path}: no such folder or file; runs here: {known}; in the package: {ready}")
     weights, nimg, digest = str(found.weights), found.nimg, found.digest
     return Source(
         found.load().to(device),

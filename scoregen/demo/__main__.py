@@ -15,7 +15,7 @@ LOOPBACK = "127.0.0.1"
 
 EPILOG = """\
 examples:
-  python -m scoregen.demo                       runs found under runs/, and the digits in closed form
+  python -m scoregen.demo                       runs found under runs/, and what needs no training
   python -m scoregen.demo ema.safetensors       a weights file or a run elsewhere as well
   python -m scoregen.demo --port 8080 --images 16 --evaluations 100
 

@@ -34,6 +34,7 @@ from scoregen.cli.source import RUNS, Source
 from scoregen.demo.request import Limits, Request, parse
 from scoregen.errors import UserError
 from scoregen.images import make_grid, picture, to_png, to_uint8
+from scoregen.model import pretrained
 from scoregen.parallel import Parallel
 from scoregen.samplers.generate import Samples, generate
 from scoregen.samplers.views import Recorder, estimates, evenly, states
@@ -112,12 +113,12 @@ class Studio:
         return Path(self._folder.name)
 
     def models(self) -> list[str]:
-        """What can be drawn from: paths given, runs found (newest first), the digits in closed form."""
+        """Paths given, runs found (newest first), models of the package, the digits in closed form."""
         configs = [*self._runs.glob(f"*/{config.CONFIG}"), *self._runs.glob(f"*/*/{config.CONFIG}")]
         found = [file for file in configs if (file.parent / "checkpoints").is_dir() and _draws(file)]
         found.sort(key=lambda file: (file.parent / "checkpoints").stat().st_mtime, reverse=True)
         paths = dict.fromkeys([*map(str, self._paths), *(str(file.parent) for file in found)])
-        return [*paths, CLOSED_FORM]
+        return [*paths, *pretrained(), CLOSED_FORM]
 
     def card(self, model: str) -> Card:
         """Load a model and say what it is; UserError where it cannot be."""

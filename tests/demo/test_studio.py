@@ -18,6 +18,7 @@ from scoregen.demo.request import Limits, Request, level, whole
 from scoregen.demo.studio import ANSWERS_KEPT, CLOSED_FORM, FRAMES, MODELS_KEPT, Studio
 from scoregen.denoisers.mixture import GaussianMixtureDenoiser
 from scoregen.errors import UserError
+from scoregen.model import pretrained
 from scoregen.rng import SampleRng
 from scoregen.samplers import SAMPLERS
 from scoregen.samplers.views import Recorder, estimates, evenly, states
@@ -114,7 +115,7 @@ def test_settings_neither_choose_code_nor_read_what_is_not_theirs(
 
 
 REFUSED = [
-    (Request("nowhere"), "no such model; offered are runs/digits, digits in closed form"),
+    (Request("nowhere"), "no such model; offered are runs/digits, pretrained/digits, digits in closed form"),
     (Request("runs/judge"), "no such model"),
     (Request("/etc/passwd"), "no such model"),
     (Request(RUN, images=0), "0 images: from 1 to 80"),
@@ -180,7 +181,7 @@ def test_runs_are_found_and_loaded_again_once_trained_further(here: Path, tmp_pa
     shutil.copytree("runs", tmp_path / "runs")
     studio = Studio(tmp_path / "runs", [Path("runs/digits")], "cpu")
     run = f"{tmp_path}/runs/digits"
-    assert studio.models() == ["runs/digits", run, CLOSED_FORM]
+    assert studio.models() == ["runs/digits", run, *pretrained(), CLOSED_FORM]
     assert studio.card(run).num_classes == 10
     before = studio.draw(Request(run, steps=1, images=1)).told
     assert train([*TINY, "trainer.total=256", "trainer.label_dropout=0.1", f"run_dir={run}"]) == 0

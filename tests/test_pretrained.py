@@ -1,0 +1,44 @@
+"""Laws of the models that come with the package: they are small, found by name, and know their data."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from scoregen.build import build_data
+from scoregen.data.base import to_model_range
+from scoregen.denoisers.base import expand
+from scoregen.denoisers.moments import measure_gaussian
+from scoregen.model import PRETRAINED, find_model, pretrained
+from scoregen.rng import generator
+
+BYTES = 3_000_000
+
+
+@pytest.mark.parametrize("name", pretrained())
+def test_a_pretrained_model_beats_the_moments_of_its_data_on_held_out_images(name: str) -> None:
+    found = find_model(Path(name))
+    assert found is not None
+    assert found.weights.stat().st_size < BYTES
+    denoiser, held_out = found.load(), build_data(found.cfg, "test")
+    gaussian = measure_gaussian(build_data(found.cfg, "train"), per_class=held_out.num_classes > 0)
+    batch = held_out.fetch(torch.arange(len(held_out)))
+    x0 = to_model_range(batch.x)
+    noise = torch.randn(x0.shape, generator=generator("held-out"))
+    for level in (0.1, 0.3):
+        sigma = torch.full((len(x0),), level)
+        x = x0 + expand(sigma, x0) * noise
+        errors = [(d(x, sigma, batch.label) - x0).square().mean().item() for d in (denoiser, gaussian)]
+        assert errors[0] < 0.75 * errors[1], errors
+
+
+def test_a_path_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (name,) = pretrained()
+    here = tmp_path / f"{name}"
+    here.parent.mkdir()
+    here.write_bytes((PRETRAINED / f"{here.name}.safetensors").read_bytes())
+    found = find_model(Path(name))
+    assert found is not None
+    assert found.weights == Path(name)
+    assert find_model(Path("pretrained/none")) is None

@@ -4,15 +4,14 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from scoregen import config
 from scoregen.cli.entry import DONE, INTERRUPTED, run_entry
-
-if TYPE_CHECKING:
-    from scoregen.launch import SlurmLauncher
+from scoregen.errors import UserError
 
 EXAMPLES = """\
 examples:
@@ -20,7 +19,8 @@ examples:
   python train.py experiment=cifar_edm data.root=DIR     an experiment, with a value changed
   python train.py trainer.total=20000 trainer.batch=64 trainer.microbatch=16 run_dir=runs/x device=cpu
   torchrun --nproc_per_node 8 train.py experiment=cifar_edm
-  python train.py -m seed=0,1,2 run_dir='runs/x${seed}'   three runs, one after the other
+  python train.py -m objective=denoising,lcss seed=0,1   four runs, each with a folder, and a table of them
+  python train.py -m --trials 20 'optimizer.lr=log(1e-4,1e-2)' seed=0,1   chosen by Optuna
   python train.py -m launcher=slurm experiment=cifar_edm submit to Slurm, requeued until it is done
   python train.py experiment=cifar_edm dry=true          parameters, FLOPs, memory and cost, no training
 
@@ -48,6 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-m", "--multirun", action="store_true", help="a run for each combination of values key=a,b"
     )
+    parser.add_argument(
+        "--trials", type=int, metavar="N", help="with -m: N runs chosen by Optuna; see docs/sweeps.md"
+    )
+    parser.add_argument(
+        "--minimize", metavar="NAME", help="with -m: what runs are compared by (heldout_loss, else loss)"
+    )
     parser.add_argument("--cfg", choices=["job"], help="print the composed configuration and exit")
     return parser
 
@@ -55,7 +61,11 @@ def _parser() -> argparse.ArgumentParser:
 def _train(argv: Sequence[str]) -> int:
     args = _parser().parse_intermixed_args(argv)
     if args.multirun:
-        return _train_many(config.sweep(args.overrides))
+        from scoregen.cli.sweep import sweep
+
+        return sweep(args.overrides, args.trials, args.minimize)
+    if args.trials is not None or args.minimize is not None:
+        raise UserError("--trials and --minimize compare several runs: add -m")
     cfg, problems = config.compose(args.overrides)
     if args.cfg:
         config.refuse(problems)
@@ -65,48 +75,44 @@ def _train(argv: Sequence[str]) -> int:
         problems.append(config.Problem("launcher", "it submits runs to others: add -m"))
     from scoregen.parallel import world_size
 
-    _check(cfg, problems, world_size())
+    check(cfg, problems, world_size())
     if cfg.dry:
         from scoregen.plan import plan
 
         print(plan(cfg))
         return DONE
-    return _run(cfg)
+    return run(cfg)
 
 
-def _train_many(runs: Sequence[Sequence[str]]) -> int:
-    """Train each in turn, or submit them all where there is a launcher; nothing begins if one is wrong."""
+def train(overrides: Sequence[str]) -> dict[str, Any]:
+    """Train one run to its end, or what is left of it; the last value of everything in its log.
+
+    What train.py does with these settings, for searches of one's own: `train(["seed=1"])["loss"]`.
+
+    Raises:
+        UserError: wrong settings, or a run that cannot go on.
+        KeyboardInterrupt: it was told to stop, and is saved; the same call goes on.
+    """
     from scoregen.parallel import world_size
+    from scoregen.training.summary import read_summary
 
-    cfgs: list[DictConfig] = []
-    for overrides in runs:
-        cfg, problems = config.compose(overrides)
-        if cfg.get("launcher") is None and world_size() > 1:
-            problems.append(config.Problem("-m", "several processes train one run; leave it out"))
-        if cfg.run_dir in [other.run_dir for other in cfgs]:
-            advice = "of two of these runs; name what differs: run_dir='runs/x${seed}'"
-            problems.append(config.Problem(f"run_dir={cfg.run_dir}", advice))
-        _check(cfg, problems, processes=1)
-        cfgs.append(cfg)
-    launcher: SlurmLauncher | None = config.instantiate(cfgs[0].get("launcher"))
-    if launcher is None:
-        return max(map(_run, cfgs))
-    for cfg in cfgs:
-        _check(cfg, [], launcher.processes)
-    jobs = launcher.submit([config.without("launcher", overrides) for overrides in runs])
-    for cfg, job in zip(cfgs, jobs, strict=True):
-        print(f"{cfg.run_dir}: job {job.job_id}, output in {job.paths.stdout}")
-    return DONE
+    cfg, problems = config.compose(overrides)
+    check(cfg, problems, world_size())
+    if run(cfg) == INTERRUPTED:
+        raise KeyboardInterrupt
+    last: dict[str, Any] = read_summary(Path(cfg.run_dir))["last"]
+    return last
 
 
-def _check(cfg: DictConfig, problems: list[config.Problem], processes: int) -> None:
+def check(cfg: DictConfig, problems: list[config.Problem], processes: int) -> None:
     """Refuse a configuration with problems, those of `validate` among them."""
     from scoregen.validation import validate
 
     config.refuse([*problems, *validate(cfg, processes)])
 
 
-def _run(cfg: DictConfig) -> int:
+def run(cfg: DictConfig) -> int:
+    """Train, and say how it went; the exit code."""
     from scoregen.build import build_trainer
     from scoregen.training.summary import SUMMARY, write_summary
 

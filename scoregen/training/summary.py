@@ -4,11 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+from scoregen.errors import UserError
 from scoregen.training.checkpoint import latest_checkpoint
 from scoregen.training.loggers import read_log
 from scoregen.training.weights import weights_hash, write_whole
 
 SUMMARY = "summary.json"
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """What `write_summary` wrote; UserError for a run that is not finished."""
+    try:
+        summary: dict[str, Any] = json.loads((run_dir / SUMMARY).read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{run_dir} is not finished: it has no {SUMMARY}") from None
+    return summary
 
 
 def write_summary(run_dir: Path, nimg: int, stop_reason: str | None) -> None:

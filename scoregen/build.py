@@ -1,14 +1,16 @@
 """From a validated configuration to objects: the one place that knows which group needs what from another."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
+from torch import nn
 
 from scoregen import config
 from scoregen.data.augment import Augment
@@ -174,13 +176,14 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     """
     cfg, run_dir = follow_teacher(cfg), Path(cfg.run_dir)
     _check_same_run(cfg, run_dir)
-    parallel = Parallel(cfg.device, deterministic=cfg.deterministic)
+    parallel = Parallel(cfg.device, deterministic=cfg.deterministic, strategy=cfg.get("parallel", "ddp"))
     data = cache(partial(build_data, cfg, "train"))
     method, spec, stream, inputs = build_method(cfg, data, parallel.device)
     hooks = build_hooks(cfg)
     heldout = build_data(cfg, "test") if _needs_heldout(hooks) else None
     if heldout is not None:
         _check_codec(method.denoiser, heldout)
+    twin = deepcopy(method.denoiser).cpu() if parallel.sharded else None
     lock = FolderLock(run_dir) if parallel.is_main else None
     trainer = Trainer(
         options=config.instantiate(cfg.trainer),
@@ -197,6 +200,7 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         parallel=parallel,
         seed=cfg.seed,
         run_dir=run_dir,
+        twin=twin,
         lock=lock,
         metadata={"config": config.to_yaml(cfg), "model": spec.to_json(), **inputs, **provenance()},
     )
@@ -213,12 +217,14 @@ def build_roles(cfg: DictConfig, method: Method, parallel: Parallel) -> dict[str
     """What learns, each with an optimizer."""
     roles = {}
     for name, module in method.roles.items():
-        learning = [p for p in module.parameters() if p.requires_grad]
-        optimizer = config.instantiate(
-            {**cfg.optimizer, "lr": cfg.optimizer.lr * method.lr_factors.get(name, 1.0)}, params=learning
-        )
-        roles[name] = Role(name, module, optimizer, parallel)
+        node = {**cfg.optimizer, "lr": cfg.optimizer.lr * method.lr_factors.get(name, 1.0)}
+        roles[name] = Role(name, module, partial(_build_optimizer, node), parallel)
     return roles
+
+
+def _build_optimizer(node: dict[str, Any], params: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    optimizer: torch.optim.Optimizer = config.instantiate(node, params=params)
+    return optimizer
 
 
 def build_hooks(cfg: DictConfig) -> dict[str, Hook]:

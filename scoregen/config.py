@@ -28,7 +28,7 @@ PRESETS = ("experiment", "debug")
 # A finished or interrupted run may be continued with another value of these.
 MUTABLE = (
     *("name", "run_dir", "device", "deterministic", "dry", "data.root", "hooks", "logger", "sampler"),
-    *("launcher", "teacher", "trainer.total", "trainer.microbatch", "trainer.keep"),
+    *("launcher", "parallel", "teacher", "trainer.total", "trainer.microbatch", "trainer.keep"),
     *("trainer.max_skipped", "trainer.workers"),
     *("codec.path", "codec.subfolder", "codec.revision", "codec.batch"),
 )

@@ -5,17 +5,22 @@ Order of data, randomness and checkpoints stay ours, because accelerate's own do
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from scoregen.errors import UserError
+from scoregen.sharding import shard
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 T = TypeVar("T")
+Strategy = Literal["ddp", "fsdp"]
 
 PATIENCE = timedelta(minutes=30)  # with a process that does not answer; the main one may work alone for long
 # In the words of gloo, of NCCL, and of the store where processes meet.
@@ -34,13 +39,21 @@ class Parallel:
         deterministic: whether `repeatable` work repeats bit for bit on CUDA, too.
         patience: how long to wait for a process that neither answers nor ends; one that ends, however it
             does, is noticed at the next exchange with it.
+        strategy: how several processes train. ddp: each has all weights; fsdp: each has a part of them, of
+            their gradients, averages and optimizer.
     """
 
     def __init__(
-        self, device: str = "auto", *, deterministic: bool = True, patience: timedelta = PATIENCE
+        self,
+        device: str = "auto",
+        *,
+        deterministic: bool = True,
+        patience: timedelta = PATIENCE,
+        strategy: Strategy = "ddp",
     ) -> None:
         self.deterministic = deterministic
         self.world = world_size()
+        self.sharded = strategy == "fsdp" and self.world > 1
         self.rank = int(os.environ.get("RANK", "0"))
         kind = _resolve_device(device)
         if kind == "cuda":
@@ -75,15 +88,22 @@ class Parallel:
         return range(self.rank * share, (self.rank + 1) * share)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module on this device, averaging its gradients over the processes in backward."""
+        """The module on this device, averaging its gradients over the processes in backward.
+
+        Where it is sharded, its parameters are others afterwards.
+        """
         if self.world == 1:
             return module.to(self.device)
+        if self.sharded:
+            return shard(module.to(self.device), self.world)
         wrapped: nn.Module = self._accelerator.prepare_model(module)
         return wrapped
 
     def accumulate(self, wrapped: nn.Module, *, last: bool) -> AbstractContextManager[None]:
         """Within it, backward adds to local gradients; the last one averages them over the processes."""
-        if self.world == 1 or last:
+        if self.sharded:
+            cast("FSDPModule", wrapped).set_requires_gradient_sync(last)
+        if self.world == 1 or self.sharded or last:
             return nullcontext()
         context: AbstractContextManager[None] = self._accelerator.no_sync(wrapped)
         return context
@@ -112,6 +132,11 @@ class Parallel:
             ) from error
         finally:
             torch.use_deterministic_algorithms(False)
+
+    def norm(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The norm of all of them together, which may be this process's parts of gradients."""
+        norm = torch.nn.utils.get_total_norm(tensors)
+        return self.sum(norm.square()).sqrt() if self.sharded else norm
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over the processes, in place; a tensor on the CPU goes over gloo."""

@@ -3,6 +3,7 @@
 run_dir/checkpoints/000000020480/
     ema.safetensors, model.safetensors, ema_<name>.safetensors: weights
     optimizer.pt: tensors in plain containers, read with `weights_only=True`
+    parts/: all but the averages, where processes hold parts of them (`scoregen.training.parts`)
     state.json: written last, with the size and SHA-256 of the others and a checksum of itself
 """
 
@@ -27,6 +28,7 @@ from scoregen.errors import UserError
 from scoregen.training.weights import (
     Weights,
     count_bytes,
+    file_facts,
     fsync_folder,
     full_disk_told,
     load_weights,
@@ -50,6 +52,8 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+PARTS = "parts"  # folder in a checkpoint
 
 
 class DamagedError(Exception):
@@ -76,6 +80,11 @@ class Checkpoint:
             )
         return read_weights(file)[0]
 
+    @property
+    def parts(self) -> Path | None:
+        """The folder of what processes have written of what each held, if they did."""
+        return self.path / PARTS if (self.path / PARTS).is_dir() else None
+
     def metadata(self, stem: str) -> dict[str, str]:
         """Read the metadata of `<stem>.safetensors`."""
         return read_weights(self.path / f"{stem}.safetensors")[1]
@@ -95,6 +104,7 @@ def save_checkpoint(
     training: dict[str, Any],
     state: dict[str, Any],
     metadata: Mapping[str, str],
+    parts: Path | None = None,
     keep: int = 2,
     keep_best: str | None = None,
 ) -> Path:
@@ -108,6 +118,7 @@ def save_checkpoint(
         training: what only a resume needs: tensors in nested plain containers.
         state: further plain JSON, read back bit for bit.
         metadata: goes into each weights file, with nimg added.
+        parts: a folder of further files, already on the disk, that is moved into the checkpoint.
         keep: how many of the last checkpoints up to this one stay.
         keep_best: key of a number in `state`; the checkpoint where it is lowest stays too.
 
@@ -118,6 +129,8 @@ def save_checkpoint(
     _clean(folder)
     if final.exists():
         if _is_whole(final):
+            if parts is not None:
+                shutil.rmtree(parts)
             return final
         _set_aside(final)
     needed = count_bytes(weights, "weights") + count_bytes(training, "training")
@@ -127,7 +140,7 @@ def save_checkpoint(
         temp = folder / f".tmp-{final.name}"
         try:
             temp.mkdir()
-            _fill(temp, nimg, weights, training, state, metadata)
+            _fill(temp, nimg, weights, training, state, metadata, parts)
             os.rename(temp, final)
         except BaseException:
             shutil.rmtree(temp, ignore_errors=True)
@@ -167,6 +180,7 @@ def _fill(
     training: dict[str, Any],
     state: dict[str, Any],
     metadata: Mapping[str, str],
+    parts: Path | None,
 ) -> None:
     """Write and fsync all files of a checkpoint, state.json last."""
     content: dict[str, Callable[[], bytes | memoryview]] = {
@@ -175,6 +189,10 @@ def _fill(
     }
     content["optimizer.pt"] = partial(_torch_saved, training)
     files = {name: write_file(temp / name, make()) for name, make in content.items()}
+    if parts is not None:
+        os.rename(parts, temp / PARTS)
+        fsync_folder(temp / PARTS)
+        files |= {f"{PARTS}/{file.name}": file_facts(file) for file in (temp / PARTS).iterdir()}
     body = json.loads(json.dumps({"nimg": nimg, "state": state, "files": files}))
     write_file(temp / "state.json", _state_text(body).encode())
     fsync_folder(temp)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from scoregen.errors import UserError
 from scoregen.ranges import Positive, PositiveInt
+from scoregen.sharding import local, parted
 from scoregen.training.weights import write_weights
 
 MAX_SIGMA_REL = 12**-0.5  # the width of the flat average, gamma = 0
@@ -21,6 +22,8 @@ FP16_MAX = 65504.0
 
 class EMA(ABC):
     """Averages the parameters of one module in float32, in one or more tracks; buffers are not averaged.
+
+    Where parameters are sharded, so are their averages.
 
     ema <- ema + (1 - beta) (parameters - ema), beta of each track by the subclass.
 
@@ -60,10 +63,11 @@ class EMA(ABC):
         `applied` [] is 1, or 0 for a step that was skipped, which then leaves the tracks as they are. It
         stays on the device, so that the host need not wait; the parameters must be finite.
         """
-        ends: list[Tensor] = list(self._parameters.values())
+        ends = [local(p) for p in self._parameters.values()]
         if not self._is_float32:
             ends = [end.to(torch.float32) for end in ends]
-        for track, beta in zip(self._tracks.values(), self.betas(nimg, batch), strict=True):
+        for averages, beta in zip(self._tracks.values(), self.betas(nimg, batch), strict=True):
+            track = [local(average) for average in averages]
             if applied is None:
                 torch._foreach_lerp_(track, ends, 1 - beta)
             else:
@@ -88,7 +92,7 @@ class EMA(ABC):
                 )
         for name, track in self.tracks().items():
             for key, own in track.items():
-                own.copy_(tracks[name][key])
+                own.copy_(parted(tracks[name][key], own))
 
     def averaged_keys(self) -> tuple[str, ...]:
         """The keys of `weights()` that are averages; the others are buffers."""
@@ -215,14 +219,21 @@ def snapshot_path(run_dir: Path, nimg: int, sigma_rel: float) -> Path:
     return run_dir / SNAPSHOTS / f"{nimg:012d}_{sigma_rel:.3f}.safetensors"
 
 
-def save_snapshot(run_dir: Path, ema: PowerEMA, *, nimg: int, metadata: Mapping[str, str]) -> list[Path]:
-    """Store every track for post-hoc reconstruction; one process calls it.
+def save_snapshot(
+    run_dir: Path,
+    ema: PowerEMA,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    *,
+    nimg: int,
+    metadata: Mapping[str, str],
+) -> list[Path]:
+    """Store every track of `weights()`, whole, for post-hoc reconstruction; one process calls it.
 
     Averages are stored in float16, those beyond its range in float32, and buffers as they are.
     """
     paths = []
     averaged = ema.averaged_keys()
-    for sigma_rel, tensors in zip(ema.sigma_rels, ema.weights().values(), strict=True):
+    for sigma_rel, tensors in zip(ema.sigma_rels, weights.values(), strict=True):
         stored = {key: _half(value) if key in averaged else value for key, value in tensors.items()}
         own = {"nimg": str(nimg), "sigma_rel": repr(sigma_rel), "averaged": "\n".join(averaged)}
         paths.append(snapshot_path(run_dir, nimg, sigma_rel))

@@ -1,6 +1,7 @@
 """A part of a method that learns: its parameters, their optimizer, and what is counted of its steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from scoregen.denoisers.network import NetworkDenoiser
 from scoregen.errors import UserError
 from scoregen.objectives.base import Loss
 from scoregen.parallel import Parallel
+from scoregen.sharding import local, local_parameter, parted
 from scoregen.training.meters import Meters
 from scoregen.training.phases import MicroBatch
 
@@ -30,18 +32,24 @@ class Role:
     Args:
         name: in the log and in messages.
         module: what learns; parameters that need no gradient stay as they are.
-        optimizer: of these parameters.
+        make_optimizer: of these parameters, or of this process's parts of them.
         parallel: the processes that average their gradients.
     """
 
     def __init__(
-        self, name: str, module: nn.Module, optimizer: torch.optim.Optimizer, parallel: Parallel
+        self,
+        name: str,
+        module: nn.Module,
+        make_optimizer: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer],
+        parallel: Parallel,
     ) -> None:
-        self.name, self.module, self.optimizer, self.parallel = name, module, optimizer, parallel
+        self.name, self.module, self.parallel = name, module, parallel
         self.meters = Meters(parallel)
         self.wrapped = parallel.wrap(_Forward(module))
-        self._parameters = [p for p in module.parameters() if p.requires_grad]
-        self._base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.parts = [local_parameter(p) for p in self.parameters]
+        self.optimizer = make_optimizer(self.parts)
+        self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
 
     @property
     def lr(self) -> float:
@@ -51,7 +59,7 @@ class Role:
     def activate(self, active: bool) -> None:
         """Thaw the parameters and be in training mode, or neither."""
         self.module.train(active)
-        for p in self._parameters:
+        for p in self.parameters:
             p.requires_grad_(active)
 
     def backward(
@@ -68,8 +76,11 @@ class Role:
 
         One fused reduction decides, and fused optimizers skip on the device, so that the host need not wait.
         """
-        grads = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads) / loss_scale
+        for p, part in zip(self.parameters, self.parts, strict=True):
+            grad, p.grad = p.grad, None
+            part.grad = None if grad is None else local(grad)
+        grads = [part.grad for part in self.parts if part.grad is not None]
+        norm = self.parallel.norm(grads) / loss_scale
         applied = torch.isfinite(norm).to(norm.dtype)
         factor = 1.0 / loss_scale
         if clip is not None:
@@ -99,6 +110,17 @@ class Role:
             f"skipped, up to image {nimg:,}; {where}. The weights are those before them, the checkpoints "
             "whole. Check the data for NaN, lower optimizer.lr, or use precision=fp32."
         )
+
+    def load_optimizer(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` of the optimizer returned, of whole parameters."""
+        mine = {
+            i: {
+                key: local(parted(value, self.parameters[i])) if value.ndim else value
+                for key, value in of.items()
+            }
+            for i, of in state["state"].items()
+        }
+        self.optimizer.load_state_dict({**state, "state": mine})
 
     def compile(self) -> None:
         """Compile the networks in place."""

@@ -16,6 +16,7 @@ from scoregen.data.stream import LabelStream, Stream
 from scoregen.denoisers.network import NetworkDenoiser
 from scoregen.parallel import Parallel
 from scoregen.samplers.base import Sampler
+from scoregen.sharding import gathered
 from scoregen.training.ema import EMA
 from scoregen.training.hooks import CheckpointHook, Hook
 from scoregen.training.lock import FolderLock
@@ -54,6 +55,7 @@ class Trainer:
     parallel: Parallel
     seed: int
     run_dir: Path
+    twin: NetworkDenoiser | None  # of the denoiser, on the host, where processes hold parts of its weights
     lock: FolderLock | None  # on the run folder, in the main process
     metadata: dict[str, str]  # of every weights file
     nimg: int = 0
@@ -172,8 +174,13 @@ class Trainer:
     @contextmanager
     def averaged_denoiser(self) -> Iterator[NetworkDenoiser]:
         """The denoiser with its averaged weights, in evaluation mode."""
-        with self.ema.swapped(self.denoiser):
-            yield self.denoiser.eval()
+        if self.twin is None:
+            with self.ema.swapped(self.denoiser):
+                yield self.denoiser.eval()
+            return
+        self.twin.load_state_dict(gathered(self.ema.weights()["ema"]))
+        yield self.twin.to(self.parallel.device).eval()
+        self.twin.to("cpu")
 
     def read_meters(self) -> dict[str, Any]:
         """Averages since the last reading: the model's by their names, another role's as `role/name`."""

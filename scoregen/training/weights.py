@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import scoregen
 from scoregen.errors import UserError
+from scoregen.sharding import parted
 
 Weights = Mapping[str, Tensor]
 PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch.save's zip; bare ones
@@ -44,7 +45,7 @@ def load_weights(module: nn.Module, tensors: Weights, source: str) -> None:
     On a mismatch raises UserError with the differences and changes nothing.
     """
     check_weights(module.state_dict(), tensors, source)
-    module.load_state_dict(tensors)
+    module.load_state_dict({key: parted(tensors[key], value) for key, value in module.state_dict().items()})
 
 
 def check_weights(own: Weights, tensors: Weights, source: str) -> None:
@@ -136,6 +137,11 @@ def write_file(path: Path, data: bytes | memoryview) -> dict[str, int | str]:
         file.flush()
         os.fsync(file.fileno())
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def file_facts(path: Path) -> dict[str, int | str]:
+    """The size and SHA-256 of a file that is there."""
+    return {"size": path.stat().st_size, "sha256": sha256(path)}
 
 
 def fsync_folder(path: Path) -> None:

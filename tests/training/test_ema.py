@@ -301,7 +301,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         walk(net, ema, range(i, i + 1))
         direct.update(nimg=i * 64, batch=64)
         if (i + 1) % 16 == 0:
-            save_snapshot(folder, ema, nimg=64 * (i + 1), metadata={"config": "seed: 0\n"})
+            save_snapshot(folder, ema, ema.weights(), nimg=64 * (i + 1), metadata={"config": "seed: 0\n"})
     torch.save(direct.weights()["ema"], folder / "direct.pt")
     return folder
 
@@ -336,7 +336,8 @@ def test_a_stored_width_comes_back_as_it_was_stored(run_dir: Path, nimg: int) ->
 def test_averages_beyond_the_range_of_float16_are_stored_in_float32(tmp_path: Path) -> None:
     net = Vector(2)
     set_parameters(net, 1e5)
-    (path,) = save_snapshot(tmp_path, PowerEMA((0.1,)).attach(net), nimg=64, metadata={})
+    ema = PowerEMA((0.1,))
+    (path,) = save_snapshot(tmp_path, ema, ema.attach(net).weights(), nimg=64, metadata={})
     assert torch.equal(read_weights(path)[0]["w"], torch.full((2,), 1e5))
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from scoregen.data.conditions import conditions_of
+from scoregen.denoisers.network import NetworkDenoiser
 from scoregen.images import picture, save_png
 from scoregen.ranges import PositiveInt
 from scoregen.samplers.generate import generate
@@ -36,15 +37,17 @@ class GridHook(Hook):
         self.count, self.columns, self.batch = count, columns, batch
 
     def __call__(self, trainer: "Trainer") -> None:
-        if not trainer.parallel.is_main:
-            return
+        with trainer.averaged_denoiser() as denoiser:  # in every process, which may hold a part of it
+            if trainer.parallel.is_main:
+                self._draw(trainer, denoiser)
+
+    def _draw(self, trainer: "Trainer", denoiser: NetworkDenoiser) -> None:
         seeds, device = range(self.count), trainer.parallel.device
-        with trainer.averaged_denoiser() as denoiser:
-            # Only a model that is told something needs the data, which a distillation may do without.
-            told = conditions_of(trainer.heldout or trainer.stream.dataset) if denoiser.cond_shape else None
-            drawn = list(
-                generate(denoiser, trainer.sampler, seeds, batch=self.batch, device=device, conditions=told)
-            )
+        # Only a model that is told something needs the data, which a distillation may do without.
+        told = conditions_of(trainer.heldout or trainer.stream.dataset) if denoiser.cond_shape else None
+        drawn = list(
+            generate(denoiser, trainer.sampler, seeds, batch=self.batch, device=device, conditions=told)
+        )
         image = picture(torch.cat([samples.x for samples in drawn]).cpu(), self.columns)
         save_png(image, trainer.run_dir / "samples" / f"{trainer.nimg:012d}.png")
         trainer.log_image("samples", image)

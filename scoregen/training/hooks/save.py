@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from scoregen.errors import UserError
+from scoregen.sharding import gathered
 from scoregen.training.ema import PowerEMA, save_snapshot
 from scoregen.training.hooks.base import Hook
 
@@ -31,5 +32,7 @@ class EMASnapshotHook(Hook):
             )
 
     def __call__(self, trainer: "Trainer") -> None:
+        weights = {track: gathered(tensors) for track, tensors in trainer.ema.weights().items()}
         if isinstance(trainer.ema, PowerEMA) and trainer.parallel.is_main:
-            save_snapshot(trainer.run_dir, trainer.ema, nimg=trainer.nimg, metadata=trainer.metadata)
+            nimg, metadata = trainer.nimg, trainer.metadata
+            save_snapshot(trainer.run_dir, trainer.ema, weights, nimg=nimg, metadata=metadata)

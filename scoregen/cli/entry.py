@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 from scoregen.errors import UserError
 from scoregen.slurm import adopt_slurm
@@ -40,7 +41,7 @@ def run_entry(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None =
     warnings.formatwarning = lambda message, *_: f"WARNING: {message}\n"  # the reader needs no line of ours
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        with on_stop_signals(signal.default_int_handler):  # all of them interrupt, as Ctrl-C does
+        with on_stop_signals(_interrupt):
             return body(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -61,6 +62,16 @@ def run_entry(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None =
             raise
         print(f"error: {message}", file=sys.stderr)
         return WRONG_INPUT
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Interrupt; where a module is being imported leave at once, as some swallow it and are broken then."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            sys.stdout.flush()
+            os._exit(_interrupted("interrupted"))
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def _interrupted(what: str) -> int:

@@ -72,10 +72,10 @@ def resume_until_done(
 
 
 def test_a_run_that_loses_a_process_and_changes_their_number_keeps_its_loss_curve(
-    run: Run, start: Start, tmp_path: Path
+    call: Run, run: Run, start: Start, tmp_path: Path
 ) -> None:
     total = 20 * 48
-    assert run("train.py", *RUN, "run_dir=whole", f"trainer.total={total}").returncode == 0
+    assert call("train.py", *RUN, "run_dir=whole", f"trainer.total={total}").returncode == 0
     resume_until_done(run, start, tmp_path / "lost", [(3, random.randrange(3))], last=4, total=total)
     assert losses(tmp_path / "lost") == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
 

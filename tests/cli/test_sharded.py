@@ -1,5 +1,6 @@
 """Laws of processes that hold parts of the weights: they train what one does, and any number goes on."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,20 @@ from tests.cli.test_processes import log_of
 RUN = [*TINY, "trainer.batch=12", "hooks.status.every=24", "hooks.checkpoint.every=24"]
 RUN += ["hooks.heldout.every=48", "hooks.heldout.images=8", "hooks.grid.every=96"]
 Stage = tuple[str, int, int]  # how, on how many processes, up to which image
+Train = Callable[..., None]
 
 
-def train(run: Run, folder: str, stages: list[Stage], *options: str) -> None:
-    for parallel, processes, total in stages:
-        args = [*RUN, *options, f"run_dir={folder}", f"parallel={parallel}", f"trainer.total={total}"]
-        done = run("train.py", *args, processes=processes)
-        assert done.returncode == 0, done.stderr
+@pytest.fixture
+def train(run: Run, call: Run) -> Train:
+    """train(folder, stages, *options): one process is this one."""
+
+    def all_stages(folder: str, stages: list[Stage], *options: str) -> None:
+        for parallel, processes, total in stages:
+            args = [*RUN, *options, f"run_dir={folder}", f"parallel={parallel}", f"trainer.total={total}"]
+            done = run("train.py", *args, processes=processes) if processes > 1 else call("train.py", *args)
+            assert done.returncode == 0, done.stderr
+
+    return all_stages
 
 
 def assert_same_run(a: Path, b: Path) -> None:
@@ -33,16 +41,16 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 def test_two_processes_with_parts_train_what_one_does_which_goes_on_from_them(
-    run: Run, tmp_path: Path
+    train: Train, call: Run, tmp_path: Path
 ) -> None:
-    train(run, "one", [("ddp", 1, 192)])
-    train(run, "parts", [("fsdp", 2, 96)])
+    train("one", [("ddp", 1, 192)])
+    train("parts", [("fsdp", 2, 96)])
     last = tmp_path / "parts/checkpoints/000000000096"
     assert len(list((last / "parts").iterdir())) == 2
     assert {file.name for file in last.glob("*.safetensors")} == {"ema.safetensors"}
-    drawn = run("sample.py", "--run", "parts", "--seeds", "0-3", "--nfe", "3")
+    drawn = call("sample.py", "--run", "parts", "--seeds", "0-3", "--nfe", "3")
     assert drawn.returncode == 0, drawn.stderr
-    train(run, "parts", [("fsdp", 1, 192)])
+    train("parts", [("fsdp", 1, 192)])
     assert_same_run(tmp_path / "one", tmp_path / "parts")
 
 
@@ -57,8 +65,8 @@ OPTIONS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
-def test_parts_are_read_by_any_number_of_processes(run: Run, tmp_path: Path, name: str) -> None:
-    train(run, "one", [("ddp", 1, 288)], *OPTIONS[name])
+def test_parts_are_read_by_any_number_of_processes(train: Train, tmp_path: Path, name: str) -> None:
+    train("one", [("ddp", 1, 288)], *OPTIONS[name])
     stages = [
         ("fsdp", 2, 48),
         ("fsdp", 4, 96),
@@ -67,16 +75,16 @@ def test_parts_are_read_by_any_number_of_processes(run: Run, tmp_path: Path, nam
         ("ddp", 1, 240),
         ("fsdp", 2, 288),
     ]
-    train(run, "parts", stages, *OPTIONS[name])
+    train("parts", stages, *OPTIONS[name])
     assert_same_run(tmp_path / "one", tmp_path / "parts")
     snapshots = [sorted((tmp_path / folder).glob("ema_snapshots/*")) for folder in ("one", "parts")]
     assert [file.name for file in snapshots[0]] == [file.name for file in snapshots[1]]
 
 
 @pytest.mark.slow
-def test_halves_with_parts_equal_the_whole_bit_for_bit(run: Run, tmp_path: Path) -> None:
-    train(run, "whole", [("fsdp", 2, 192)])
-    train(run, "halves", [("fsdp", 2, 96), ("fsdp", 2, 192)])
+def test_halves_with_parts_equal_the_whole_bit_for_bit(train: Train, tmp_path: Path) -> None:
+    train("whole", [("fsdp", 2, 192)])
+    train("halves", [("fsdp", 2, 96), ("fsdp", 2, 192)])
     ours, theirs = (max((tmp_path / name / "checkpoints").iterdir()) for name in ("whole", "halves"))
     for file in ours.rglob("*.safetensors"):
         torch.testing.assert_close(
@@ -85,7 +93,7 @@ def test_halves_with_parts_equal_the_whole_bit_for_bit(run: Run, tmp_path: Path)
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "halves")
 
 
-def test_a_distillation_is_not_parted(run: Run) -> None:
-    refused = run("train.py", "experiment=digits_sim", "parallel=fsdp")
+def test_a_distillation_is_not_parted(call: Run) -> None:
+    refused = call("train.py", "experiment=digits_sim", "parallel=fsdp")
     assert refused.returncode == 2
     assert "parallel=ddp" in refused.stderr

@@ -148,14 +148,16 @@ def _check_pair(objective: Objective, denoiser: NetworkDenoiser, augment: Augmen
 
 
 def _check_derivatives(cfg: DictConfig, objective: Objective, denoiser: NetworkDenoiser) -> None:
-    """Refuse to compile what is differentiated twice; warn where a derivative misses kinks or is rounded."""
+    """Refuse what has no second derivative; warn where a derivative misses kinks or is rounded."""
     base = getattr(objective, "base", objective)
     differentiates = getattr(base, "differentiates", False)
-    if cfg.trainer.get("compile", False) and (differentiates or isinstance(denoiser.network, EnergyNetwork)):
-        raise UserError(
-            "trainer.compile=true: torch.compile has no second derivatives, which energy networks and "
-            f"{type(objective).__name__} take; set trainer.compile=false, or choose objective=lcss"
-        )
+    if differentiates or isinstance(denoiser.network, EnergyNetwork):
+        for name, what in {"compile": "torch.compile", "checkpointing": "torch's checkpointing"}.items():
+            if cfg.trainer.get(name, False):
+                raise UserError(
+                    f"trainer.{name}: {what} has no second derivatives, which energy networks and "
+                    f"{type(objective).__name__} take; set trainer.{name}=false, or choose objective=lcss"
+                )
     if differentiates and (kinks := find_kinks(denoiser)):
         log.warning(
             "%s takes the derivative of the score, but %s has kinks (%s): the trace misses what happens at "

@@ -29,7 +29,7 @@ PRESETS = ("experiment", "debug")
 MUTABLE = (
     *("name", "run_dir", "device", "deterministic", "dry", "data.root", "hooks", "logger", "sampler"),
     *("launcher", "parallel", "teacher", "trainer.total", "trainer.microbatch", "trainer.keep"),
-    *("trainer.max_skipped", "trainer.workers"),
+    *("trainer.max_skipped", "trainer.workers", "trainer.checkpointing"),
     *("codec.path", "codec.subfolder", "codec.revision", "codec.batch"),
 )
 

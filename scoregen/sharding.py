@@ -27,19 +27,19 @@ def shard(module: nn.Module, processes: int) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(next(module.parameters()).device.type, (processes,))
-    for block in [*_blocks(module), module]:
+    for block in [*blocks(module), module]:
         fully_shard(block, mesh=mesh)
     return module
 
 
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
     """The outermost modules with parameters that stand in containers."""
     for child in module.children():
         if isinstance(module, CONTAINERS) and not isinstance(child, CONTAINERS):
             if next(child.parameters(), None) is not None:
                 yield child
         else:
-            yield from _blocks(child)
+            yield from blocks(child)
 
 
 def is_parted(tensor: Tensor) -> "TypeGuard[DTensor]":

@@ -34,7 +34,7 @@ def test_every_choice_of_every_group_is_valid_and_may_stand_in_a_weights_file(ch
         ("trainer.batch=-3", "trainer.batch=-3: an integer at least 1 is expected"),
         ("trainer.batch=1.5", "trainer.batch=1.5: an integer at least 1 is expected"),
         ("trainer.microbatch=7", "must divide the 64 images of each process"),
-        ("trainer.compile=1", "trainer.compile=1: true or false is expected"),
+        ("trainer.compile=1", "trainer.compile=1: true or false or one of reduce-overhead is expected"),
         ("device=tpu", "device=tpu: one of auto, cpu, cuda, mps is expected"),
         ("precision=fp8", "one of fp32, bf16, fp16"),
         ("sampler.steps=0", "sampler.steps=0: an integer at least 1"),

@@ -1,16 +1,18 @@
 """A part of a method that learns: its parameters, their optimizer, and what is counted of its steps."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from scoregen.denoisers.network import NetworkDenoiser
 from scoregen.errors import UserError
 from scoregen.objectives.base import Loss
 from scoregen.parallel import Parallel
-from scoregen.sharding import local, local_parameter, parted
+from scoregen.sharding import blocks, local, local_parameter, parted
 from scoregen.training.meters import Meters
 from scoregen.training.phases import MicroBatch
 
@@ -122,8 +124,20 @@ class Role:
         }
         self.optimizer.load_state_dict({**state, "state": mine})
 
-    def compile(self) -> None:
-        """Compile the networks in place."""
-        for module in self.module.modules():
-            if isinstance(module, NetworkDenoiser):
-                module.network.compile()
+    def recompute(self) -> None:
+        """From now on recompute the activations of the networks' blocks in backward; they are not kept."""
+        for network in self._networks():
+            for block in blocks(network):
+                block.forward = partial(_recomputed, block.forward)
+
+    def compile(self, mode: str | None = None) -> None:
+        """Compile the networks in place, in a mode of torch.compile."""
+        for network in self._networks():
+            network.compile(mode=mode)
+
+    def _networks(self) -> list[nn.Module]:
+        return [module.network for module in self.module.modules() if isinstance(module, NetworkDenoiser)]
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any) -> Any:
+    return checkpoint(forward, *args, use_reentrant=False) if torch.is_grad_enabled() else forward(*args)

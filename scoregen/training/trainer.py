@@ -68,9 +68,12 @@ class Trainer:
     def __post_init__(self) -> None:
         self.ema.attach(self.denoiser)
         self.model = next(iter(self.roles.values()))
-        if self.options.compile:
-            for role in self.roles.values():
-                role.compile()
+        compile = self.options.compile
+        for role in self.roles.values():
+            if self.options.checkpointing:
+                role.recompute()
+            if compile:
+                role.compile(compile if isinstance(compile, str) else None)
 
     @property
     def denoiser(self) -> NetworkDenoiser:
@@ -115,6 +118,8 @@ class Trainer:
     def train_step(self) -> None:
         """The phases of the step whose global batch starts at image number `nimg`."""
         batch, self.heldout_loss = self.options.batch, None
+        if self.options.compile == "reduce-overhead":  # what CUDA graphs gave in the last step is done with
+            torch.compiler.cudagraph_mark_step_begin()
         pieces = self._micro_batches()
         for phase in self.method.phases(self.nimg // batch, self.nimg):
             applied = self._run_phase(phase, pieces)

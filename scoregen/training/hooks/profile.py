@@ -156,7 +156,7 @@ class ProfileHook(Hook):
         device, precision = trainer.parallel.device, trainer.denoiser.precision
         seconds, data_seconds = (end - begin for begin, end in zip(self._begin, self._end, strict=True))
         window = self._flops[self.warmup - 1 :]
-        how = f"{precision}{', compiled' * options.compile}, {world} process{'es' * (world > 1)}"
+        how = f"{precision}{', compiled' * bool(options.compile)}, {world} process{'es' * (world > 1)}"
         measured = Profile(
             title=f"{self.steps} steps of {options.batch} images, {how} on {machine_name(device)}",
             images=options.batch,

@@ -33,9 +33,14 @@ SUITES: dict[str, tuple[str, list[str]]] = {
         ["--rounds", ROUNDS, "--device", DEVICE, "--threads", THREADS],
     ),
     "objective_cost": ("Training step by objective", ["--rounds", ROUNDS, "--device", DEVICE]),
+    "distillation_step": ("Training step by distiller", ["--rounds", ROUNDS, "--device", DEVICE]),
     "sampler_overhead": ("A solver's step beyond the denoiser", ["--rounds", ROUNDS, "--threads", THREADS]),
+    "features": (
+        "Metrics: Inception features",
+        ["--batch", "8", "--repeats", ROUNDS, "--device", DEVICE, "--threads", THREADS],
+    ),
     "frechet": (
-        "Frechet distance of 1,024 features",
+        "Metrics: Frechet distance of 1,024 features",
         ["--dim", "1024", "--repeats", ROUNDS, "--threads", THREADS],
     ),
     "closed_form": (

@@ -142,6 +142,34 @@ class Gloo(Alone):
         return bool(self.sum(torch.tensor(float(flag))))
 
 
+class Meeting(Alone):
+    """One process that counts how often it meets the others."""
+
+    def __init__(self) -> None:
+        self.met = 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        self.met += 1
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        self.met += 1
+        return flag
+
+
+def test_processes_meet_no_more_often_for_more_batches(
+    digits: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, metric in on_scatter().items():
+        monkeypatch.setitem(METRICS, name, metric)
+    met = []
+    for size in (300, 50):
+        processes = Meeting()
+        Evaluator(list(METRICS), Held(digits[:300]), processes=processes)(digits[300:1000].split(size))
+        met.append(processes.met)
+    assert met[0] == met[1] > 0
+
+
 def on_scatter() -> dict[str, Metric]:
     """Every registered metric, on features that need no weights; they pass for logits, too."""
     return {name: replace(metric, extractor="scatter", layer="") for name, metric in METRICS.items()}

@@ -2,19 +2,22 @@
 
 usage: python -m benchmarks.processes [--rounds 3] [--steps 20] [--set key=value ...]
 
-`train.py` with each division of the cores, in turn, in every round; images a second of wall time over the
-second half of the steps, as log.jsonl has them, medians. On a machine that others use these are wrong: the
-load average at the start of each round is printed, and rounds that begin above --load are waited for.
+`train.py` with each division of the cores, in turn, in every round. Images a second are of wall time, over
+the last --steps steps, as log.jsonl has them; CPU seconds, of all processes of a run, are what so many steps
+more add. Medians. On a machine that others use the former are wrong, the latter little longer: the load
+average at the start of each round is printed, and a round waits for one below --load, ten minutes at most.
 """
 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -29,21 +32,34 @@ SIZES = {
     "ddpmpp_tiny, 8 x 8": ("data=digits", "network=ddpmpp_tiny"),
     "ddpmpp_small, 8 x 8": ("data=digits", "network=ddpmpp_small"),
 }
-HOOKS = ("hooks.heldout.every=null", "hooks.grid.every=null", "hooks.checkpoint.every=null")
+HOOKS = ("device=cpu", "hooks.heldout.every=null", "hooks.grid.every=null", "hooks.checkpoint.every=null")
 
 
-def images_per_second(way: str, overrides: Sequence[str], steps: int) -> float:
-    """Of one run's second half."""
+@dataclass(frozen=True)
+class Speed:
+    """Of a run: images a second of wall time at its end, and CPU seconds of the whole of it."""
+
+    rate: float
+    cpu_seconds: float
+
+
+def measure(way: str, overrides: Sequence[str], steps: int, parts: int) -> Speed:
+    """Train for `parts` times so many steps."""
     processes, threads, own = WAYS[way]
-    half = BATCH * (steps // 2)
-    run = [f"trainer.batch={BATCH}", f"trainer.total={2 * half}", f"hooks.status.every={half}", "device=cpu"]
+    images = BATCH * steps
+    run = [f"trainer.total={parts * images}", f"hooks.status.every={images}", f"trainer.batch={BATCH}"]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "--"]
     env = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     with tempfile.TemporaryDirectory() as folder:
-        command = [*(launcher if processes > 1 else []), "train.py", f"run_dir={folder}", *run, *HOOKS]
-        subprocess.run([sys.executable, *command, *overrides, *own], env=env, check=True, capture_output=True)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [*(launcher if processes > 1 else []), "train.py", f"run_dir={folder}", *run]
+        subprocess.run(
+            [sys.executable, *command, *HOOKS, *overrides, *own], env=env, check=True, capture_output=True
+        )
         last = (Path(folder) / "log.jsonl").read_text().splitlines()[-1]
-    return float(json.loads(last)["time"]["img_per_s"])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Speed(float(json.loads(last)["time"]["img_per_s"]), cpu)
 
 
 def wait_for_quiet(load: float, patience: float = 600.0) -> float:
@@ -66,20 +82,28 @@ def main() -> None:
     args = parser.parse_args()
     for size, overrides in SIZES.items():
         loads: list[float] = []
-        rates: dict[str, list[float]] = {way: [] for way in WAYS}
+        found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
         for _ in range(args.rounds):
             loads.append(wait_for_quiet(args.load))
-            for way, found in rates.items():
-                found.append(images_per_second(way, [*overrides, *args.set], args.steps))
-        told = ", ".join(f"{load:.1f}" for load in loads)
-        print(f"{size}, batch {BATCH}; load average at the start of each round {told}\n")
-        print("| how | img/s | x 1 thread | efficiency |\n|---|--:|--:|--:|")
-        one = median(rates["1 process, 1 thread"])
-        for way, found in rates.items():
-            cores = WAYS[way][0] * WAYS[way][1]
-            rate = median(found)
-            print(f"| {way} | {rate:,.0f} | {rate / one:.2f} | {rate / one / cores:.0%} |")
-        print()
+            for way in WAYS:
+                short, long = (measure(way, [*overrides, *args.set], args.steps, parts) for parts in (1, 2))
+                cpu = (long.cpu_seconds - short.cpu_seconds) / (BATCH * args.steps)
+                found[way].append((long.rate, cpu))
+        print(f"{size}, batch {BATCH}; load average at the start of each round {_listed(loads)}\n")
+        print(table({way: (median(r for r, _ in of), median(c for _, c in of)) for way, of in found.items()}))
+
+
+def table(found: dict[str, tuple[float, float]]) -> str:
+    """A row for each way: images a second, and CPU seconds an image, beside one process with one thread."""
+    lines = ["| how | img/s | x 1 thread | CPU ms an image | x 1 thread |", "|---|--:|--:|--:|--:|"]
+    rate_1, cpu_1 = next(iter(found.values()))
+    for way, (rate, cpu) in found.items():
+        lines.append(f"| {way} | {rate:,.0f} | {rate / rate_1:.2f} | {1e3 * cpu:.2f} | {cpu / cpu_1:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.1f}" for value in values)
 
 
 if __name__ == "__main__":

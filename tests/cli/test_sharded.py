@@ -58,8 +58,8 @@ OPTIONS = {
     "plain": [],
     "learned": ["objective=denoising_uncertainty", "trainer.clip=0.1", "trainer.microbatch=1"],
     "power": ["ema=power", "hooks.ema_snapshot.every=48", "optimizer=adamw"],
-    "ncsnpp": ["network=ncsnpp"],
-    "adm": ["network=adm", "network.num_blocks=1"],
+    "ncsnpp": ["network=ncsnpp", "network.dropout=0.0"],
+    "adm": ["network=adm", "network.dropout=0.0", "network.num_blocks=1", "network.model_channels=64"],
 }
 
 

@@ -101,10 +101,10 @@ def test_freezing_costs_the_moving_role_no_gradient(distil: Distil, method: str)
             for frozen in (True, False):
                 for name, other in trainer.roles.items():
                     other.activate(name == phase.role)
-                    for p in other._parameters:
+                    for p in other.parameters:
                         p.requires_grad_(not frozen or name == phase.role)
                 loss = phase.loss(pieces[0]).value.sum()
-                found.append(torch.autograd.grad(loss, role._parameters))
+                found.append(torch.autograd.grad(loss, role.parameters))
             for ours, theirs in zip(*found, strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 

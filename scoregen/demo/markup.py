@@ -4,7 +4,8 @@ from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
 
-from scoregen.demo.studio import Answer, Card, Frame
+from scoregen.demo.film import Frame
+from scoregen.demo.studio import Answer, Card
 
 SLIDE = (
     "this.closest('.film').querySelectorAll('.frame').forEach((frame, i) => (frame.hidden = i != this.value))"

@@ -95,7 +95,7 @@ def _controls(studio: Studio) -> tuple[gr.HTML, list[gr.Component]]:
 
 
 def _outputs() -> list[gr.Component]:
-    """What `_show` fills."""
+    """What `_draw` fills."""
     message = gr.HTML('<p class="told">Choose a model, and press Draw.</p>', elem_id="message")
     pictures = gr.HTML()
     command = gr.Textbox(
@@ -155,5 +155,6 @@ def _card(studio: Studio, model: str) -> list[Any]:
         card = studio.card(model)
     except UserError as error:
         return [markup.refused(error), gr.skip(), gr.skip()]
-    label = gr.Textbox(visible=card.num_classes > 0, label=f"Class, 0 to {card.num_classes - 1}")
+    known = {"label": f"Class, 0 to {card.num_classes - 1}"} if card.num_classes else {"value": ""}
+    label = gr.Textbox(visible=card.num_classes > 0, **known)
     return [markup.card(card), label, gr.Number(visible=card.closed_form)]

@@ -16,41 +16,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 from scoregen import config
-from scoregen.cli.draw import (
-    VIEW_COLUMNS,
-    Draw,
-    describe_copies,
-    join,
-    nearest_training_samples,
-    prepare,
-    write_samples,
-)
+from scoregen.cli.draw import describe_copies, nearest_training_samples, prepare, write_samples
 from scoregen.cli.sampler import choose_sampler, choose_source
 from scoregen.cli.source import RUNS, Source
+from scoregen.demo.film import Frame, film, record, write_strip
 from scoregen.demo.request import Limits, Request, parse
 from scoregen.errors import UserError
-from scoregen.images import make_grid, picture, to_png, to_uint8
 from scoregen.model import pretrained
 from scoregen.parallel import Parallel
-from scoregen.samplers.generate import Samples, generate
-from scoregen.samplers.views import Recorder, estimates, evenly, states
 
 CLOSED_FORM = "digits in closed form, nothing trained"
 MODELS_KEPT = 3  # in memory
 ANSWERS_KEPT = 32  # on disk
-FRAMES = 32  # of a trajectory
-SHOWN = 8  # samples of which the trajectory is shown
-
-
-class Frame(NamedTuple):
-    """A moment of the trajectory."""
-
-    caption: str
-    png: bytes  # above the states x, below the estimates E[x0 | x]
 
 
 class Answer(NamedTuple):
@@ -142,16 +120,16 @@ class Studio:
             self._check_cost(sampler.nfe())  # before a guided one is counted step by step
             draw, told, manifest = prepare(source, sampler, args, self._parallel)
             self._check_cost(manifest["nfe"])
-            samples, recorder = _record(draw, range(request.seed, request.seed + request.images))
+            samples, recorder = record(draw, range(request.seed, request.seed + request.images))
             seconds = time.perf_counter() - started
             manifest |= nearest_training_samples(source.denoiser, samples, self._parallel.device)
             out = self._next_folder()
-            names = [*write_samples(out, manifest, samples), *_write_strip(out, draw, recorder)]
+            names = [*write_samples(out, manifest, samples), *write_strip(out, draw, recorder)]
         return Answer(
             f"{told}\n{len(samples.seeds)} images in {seconds:.1f} s",
             [*notes, *describe_copies(manifest)],
             shlex.join(["python", "sample.py", *flags, *self._on_device()]),
-            _film(draw, recorder),
+            film(draw, recorder),
             out / "grid.png",
             [out / name for name in names],
         )
@@ -170,11 +148,7 @@ class Studio:
         return [] if self._device == "auto" else ["--device", self._device]
 
     def _source(self, args: argparse.Namespace) -> Source:
-        stamp = 0
-        if args.run is not None:
-            checkpoints = Path(args.run) / "checkpoints"
-            stamp = (checkpoints if checkpoints.is_dir() else Path(args.run)).stat().st_mtime_ns
-        return self._load(_Key(args.run, args.data, args.sigma_s, stamp))
+        return self._load(_Key(args.run, args.data, args.sigma_s, _stamp(Path(args.run or ""))))
 
     def _load_model(self, key: _Key) -> Source:
         args = parse([])
@@ -198,6 +172,12 @@ class Studio:
         return self.folder / f"{number:06d}"
 
 
+def _stamp(path: Path) -> int:
+    """When a run was last saved, or a weights file written; 0 for what is no path."""
+    place = path / "checkpoints" if path.is_dir() else path
+    return place.stat().st_mtime_ns if place.exists() else 0
+
+
 def _draws(file: Path) -> bool:
     """Whether a run is of a model that draws, not of a classifier or discriminator."""
     try:
@@ -205,46 +185,6 @@ def _draws(file: Path) -> bool:
         return bool(config.locate(network._target_).role == "denoiser")
     except (UserError, OSError, ValueError, ImportError, AttributeError):
         return True  # loading it will say what is wrong
-
-
-def _record(draw: Draw, seeds: Sequence[int]) -> tuple[Samples, Recorder]:
-    """The samples as `draw` draws them, and how the first ones came about."""
-    recorder = Recorder(draw.sampler, SHOWN)
-    parts = generate(
-        draw.denoiser,
-        recorder,
-        seeds,
-        batch=draw.batch,
-        device=draw.parallel.device,
-        labels=draw.label,
-        conditions=draw.conditions,
-    )
-    samples = join(list(parts), seeds)
-    labels = None if samples.labels is None else samples.labels.cpu()
-    return Samples(samples.x.cpu(), samples.seeds, labels), recorder
-
-
-def _write_strip(out: Path, draw: Draw, recorder: Recorder) -> list[str]:
-    """Write trajectory.png, as --trajectory does, for images."""
-    if len(draw.denoiser.shape) != 3:
-        return []
-    views = estimates(draw.denoiser, evenly(recorder.steps, VIEW_COLUMNS)).cpu()
-    strip = make_grid(to_uint8(views.flatten(0, 1)), columns=views.shape[1])
-    (out / "trajectory.png").write_bytes(to_png(strip))
-    return ["trajectory.png"]
-
-
-def _film(draw: Draw, recorder: Recorder) -> list[Frame]:
-    """The trajectory, moment by moment."""
-    steps = evenly(recorder.steps, FRAMES)
-    last = recorder.steps[-1].index + 1
-    above, below = (view(draw.denoiser, steps).cpu().unbind(1) for view in (states, estimates))
-    captions = [f"step {step.index + 1} of {last}, noise level {step.sigma:.3g}" for step in steps]
-    return [Frame(*pair) for pair in zip(captions, map(_frame, above, below), strict=True)]
-
-
-def _frame(state: Tensor, estimate: Tensor) -> bytes:
-    return to_png(picture(torch.cat([state, estimate]), columns=len(state)))
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from PIL import Image
 
 from scoregen.cli.sample import main as sample
 from scoregen.cli.train import main as train
+from scoregen.demo.film import FRAMES
 from scoregen.demo.request import Limits, Request, level, whole
-from scoregen.demo.studio import ANSWERS_KEPT, CLOSED_FORM, FRAMES, MODELS_KEPT, Studio
+from scoregen.demo.studio import ANSWERS_KEPT, CLOSED_FORM, MODELS_KEPT, Studio
 from scoregen.denoisers.mixture import GaussianMixtureDenoiser
 from scoregen.errors import UserError
 from scoregen.model import pretrained
@@ -34,6 +35,7 @@ ASKED = {
         RUN, sampler="restart", steps=3, settings="s_noise=1.01", images=3
     ),
     "jump": Request(RUN, sampler="teleport", steps=4, settings="sigma_skip=20", images=3),
+    "of the package": Request("pretrained/digits", images=2, steps=2),
     "more than a batch": Request(RUN, nfe=1, images=70),
     "closed form": Request(CLOSED_FORM, smoothing=1.5, images=6),
 }

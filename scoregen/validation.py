@@ -56,7 +56,9 @@ def validate(cfg: DictConfig, processes: int = 1) -> list[Problem]:
                 problems += _check_entry(group, name, entry, sorted(node))
         elif isinstance(node, dict) and group in (*groups(), "trainer"):
             problems += _check_node(node, group, FILLED_IN.get(group, frozenset()))
-    return problems or [*_check_batch(plain["trainer"], processes), *_check_distillation(plain)]
+    if problems:
+        return problems
+    return [*_check_batch(plain["trainer"], processes), *_check_distillation(plain), *_check_sharding(plain)]
 
 
 def check_choice(cfg: DictConfig, group: str) -> list[Problem]:
@@ -228,9 +230,20 @@ def _check_distillation(plain: Mapping[str, Any]) -> list[Problem]:
             return []
         advice = "only a distiller has a teacher; choose one, or an experiment that does"
         return [Problem(f"teacher={plain['teacher']}", f"{advice}: distiller={groups()['distiller'][0]}")]
-    if plain.get("parallel") == "fsdp":
-        return [Problem("parallel=fsdp", "shards one network; a distillation trains several: parallel=ddp")]
     if plain["precision"] == "fp16":
         advice = "distillation diverges: small differences of scores leave its range; use bf16 or fp32"
         return [Problem("precision=fp16", advice)]
     return []
+
+
+def _check_sharding(plain: Mapping[str, Any]) -> list[Problem]:
+    """What is sharded is one network, and not compiled."""
+    if plain.get("parallel") != "fsdp":
+        return []
+    problems = []
+    if plain.get("distiller") is not None:
+        problems.append(Problem("parallel=fsdp", "a distillation trains several networks; use parallel=ddp"))
+    if compile := plain["trainer"].get("compile"):
+        advice = "compiled networks are not sharded; set trainer.compile=false, or parallel=ddp"
+        problems.append(Problem(f"trainer.compile={compile}", advice))
+    return problems

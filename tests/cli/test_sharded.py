@@ -93,7 +93,8 @@ def test_halves_with_parts_equal_the_whole_bit_for_bit(train: Train, tmp_path: P
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "halves")
 
 
-def test_a_distillation_is_not_parted(call: Run) -> None:
-    refused = call("train.py", "experiment=digits_sim", "parallel=fsdp")
+@pytest.mark.parametrize("options", ["experiment=digits_sim", "trainer.compile=true"])
+def test_distillations_and_compiled_networks_are_not_parted(call: Run, options: str) -> None:
+    refused = call("train.py", options, "parallel=fsdp")
     assert refused.returncode == 2
     assert "parallel=ddp" in refused.stderr

@@ -29,6 +29,12 @@ def _config(run_dir: Path) -> str:
     return path.read_text() if path.is_file() else ""
 
 
+def _settings(run_dir: Path) -> dict[str, Any]:
+    """The run's configuration as plain values; empty before it is written."""
+    text = _config(run_dir)
+    return config.to_container(config.from_yaml(text, config.CONFIG)) if text else {}
+
+
 class WandbLogger:
     """Log to Weights & Biases; offline and disabled need neither account nor network.
 
@@ -111,9 +117,8 @@ class WandbLogger:
             log.warning("wandb cannot go online (%s); logging offline, for `wandb sync` later", error)
             self._init("offline")
         self._remember(self._told)
-        text = _config(self.run_dir)
-        about = config.to_container(config.from_yaml(text, config.CONFIG)) if text else {}
-        self._run.config.update({**about, "provenance": provenance()}, allow_val_change=True)
+        about = {**_settings(self.run_dir), "provenance": provenance()}
+        self._run.config.update(about, allow_val_change=True)
 
     def _init(self, mode: Literal["offline", "online", "disabled"]) -> None:
         import wandb
@@ -148,8 +153,9 @@ class WandbLogger:
 class TensorBoardLogger:
     """Log to TensorBoard event files in `run_dir/tensorboard`; the losses by noise level in one chart, too.
 
-    The configuration, the versions and the git commit stand under Text. A run that was begun with another
-    logger is there from its beginning.
+    The configuration, the versions and the git commit stand under Text, the settings under HParams as well,
+    by which the runs of a sweep are compared. A run that was begun with another logger is there from its
+    beginning.
 
     Raises UserError where the package is missing.
     """
@@ -174,8 +180,20 @@ class TensorBoardLogger:
         versions = "\n".join(f"{name}: {version}" for name, version in provenance().items())
         for name, text in {"config": _config(self.run_dir), "provenance": versions}.items():
             self._writer.add_text(name, "\n".join(f"    {line}" for line in text.splitlines()), nimg)
+        self._compare_by_settings()
         for row in missed:
             self.log(row.pop("nimg"), row)
+
+    def _compare_by_settings(self) -> None:
+        """A row under HParams, in this run's own files, where `add_hparams` would make a run beside it."""
+        from torch.utils.tensorboard.summary import hparams
+
+        settings = config.flatten(_settings(self.run_dir))
+        plain = {
+            key: value if isinstance(value, int | float) else str(value) for key, value in settings.items()
+        }
+        for summary in hparams(plain, {"loss": 0}):
+            self._writer.file_writer.add_summary(summary)
 
     def log(self, nimg: int, scalars: Scalars) -> None:
         """Record named numbers at `nimg` images."""

@@ -177,6 +177,9 @@ def test_tensorboard_has_config_code_curves_charts_and_pictures(build: Build) ->
             for name in ("config", "provenance")}  # fmt: skip
     assert "    batch: 16" in text["config"]
     assert all(f"{name}: {version}" in text["provenance"] for name, version in provenance().items())
+    row = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"trainer.batch" in row
+    assert b"EDMLoss" in row
     assert b"loss_by_sigma/.*" in events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
 
 

@@ -11,7 +11,7 @@ from scoregen.data.base import ArrayDataset, Split, split_off
 from scoregen.data.decode import Crop, Fit, Mode
 from scoregen.data.folder import ImageFiles, hold
 from scoregen.data.locate import find_here_or_on_hub, hub_refusal
-from scoregen.data.sources import Listing
+from scoregen.data.sources import Listing, numbered_classes
 from scoregen.errors import UserError
 from scoregen.ranges import Fraction, NonNegative, PositiveInt
 
@@ -134,6 +134,8 @@ def _open(
 def _load(
     datasets: Any, place: Path, is_local: bool, config: str | None, revision: str | None
 ) -> Mapping[str, Table]:
+    if place.is_file() and place.suffix not in FORMATS:
+        raise ValueError(f"a file is expected to be one of {', '.join(FORMATS)}")
     if is_local and place.suffix in FORMATS:
         found = datasets.load_dataset(FORMATS[place.suffix], data_files=str(place))
     elif is_local and any((place / file).exists() for file in SAVED):
@@ -157,7 +159,9 @@ def _image_column(table: Table, column: str | None, where: Path) -> str:
     columns = ", ".join(f"{name} ({_describe(feature)})" for name, feature in table.features.items())
     if column is None and len(images) == 1:
         return str(images[0])
-    if column is None:
+    if not images:
+        problem = f"{where} has no column of encoded images (PNG, JPEG, ...)"
+    elif column is None:
         problem = f"{where} has {len(images)} columns of images: say which with data.image_column"
     elif column in table.features:
         problem = f"data.image_column={column} holds no encoded images (PNG, JPEG, ...)"
@@ -201,7 +205,7 @@ def _classes(train: Table, table: Table, column: str, where: Path) -> tuple[tupl
     if hasattr(feature, "names"):
         return tuple(values.tolist()), tuple(feature.names)
     if known.dtype.kind == "i":
-        return tuple(values.tolist()), tuple(map(str, range(int(known.max()) + 1)))
+        return tuple(values.tolist()), numbered_classes(known.tolist(), f"data.label_column={column}")
     names = sorted(set(known.tolist()))
     ids = {name: i for i, name in enumerate(names)}
     if strange := sorted(set(values.tolist()) - set(names)):

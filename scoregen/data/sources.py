@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from scoregen.errors import UserError
 
 LABEL_FILE = "dataset.json"
-MOST_CLASSES = 100_000  # where dataset.json does not name them
+MOST_CLASSES = 100_000  # where they have no names
 SPLITS = {"train", "test"}
 
 
@@ -203,7 +203,17 @@ def parse_labels(content: Any, where: str, images: Sequence[str]) -> Listing:
     if not names:
         raise UserError(f'{where} lists no images; for a set without labels write "labels": null')
     _refuse_duplicates(names, f"{where} lists")
-    return Listing(tuple(names), tuple(labels), class_names or tuple(map(str, range(max(labels) + 1))))
+    return Listing(tuple(names), tuple(labels), class_names or numbered_classes(labels, where))
+
+
+def numbered_classes(labels: Sequence[int], where: str) -> tuple[str, ...]:
+    """The names "0", "1", ... of classes that have numbers only; UserError for a number out of range."""
+    for sample, label in enumerate(labels):
+        if not 0 <= label < MOST_CLASSES:
+            raise UserError(
+                f"{where}: sample {sample} has class {label}, allowed are 0 to {MOST_CLASSES - 1}"
+            )
+    return tuple(map(str, range(max(labels) + 1)))
 
 
 def _refuse_duplicates(names: Sequence[str], what: str) -> None:

@@ -23,7 +23,7 @@ from scoregen.data.cache import cache_folder, written_whole
 from scoregen.data.decode import Crop, Fit, Mode
 from scoregen.data.folder import ImageFiles, hold
 from scoregen.data.locate import find_path, resolve_root
-from scoregen.data.sources import Listing, is_image
+from scoregen.data.sources import Listing, is_image, numbered_classes
 from scoregen.errors import UserError
 from scoregen.ranges import Fraction, NonNegative, PositiveInt
 
@@ -122,7 +122,9 @@ def _index(path: Path, image_key: str | None, class_key: str | None) -> Shard:
     shard = Shard([], [], [], [])
     try:
         with tarfile.open(path, "r:") as archive:
-            for sample, members in _samples(archive, path).items():
+            samples = _samples(archive, path)
+            _need_end(path, archive.offset)
+            for sample, members in samples.items():
                 image = members[_image_of(members, image_key, f"{path}: sample {sample}")]
                 shard.names.append(image.name)
                 shard.offsets.append(image.offset_data)
@@ -137,6 +139,17 @@ def _index(path: Path, image_key: str | None, class_key: str | None) -> Shard:
     if not shard.names:
         raise UserError(f"{path} holds no samples")
     return shard
+
+
+def _need_end(path: Path, offset: int) -> None:
+    """UserError where the file stops at `offset`, at which every tar file has a block of zeros.
+
+    One that was cut off between two members is readable otherwise, and would lack samples unnoticed.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise UserError(f"{path} has no end, as if it were cut off: fetch it again")
 
 
 def _samples(archive: tarfile.TarFile, path: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
@@ -207,7 +220,7 @@ def load_shards(
     own = test_path if split == "test" and test_path is not None else path
     source = ShardSource(find_shards(own, root), image_key, key)
     trained = source if own == path else ShardSource(find_shards(path, root), image_key, key)
-    class_names = tuple(map(str, range(max(trained.labels) + 1))) if trained.labels else ()
+    class_names = numbered_classes(trained.labels, f"{trained.path}: {class_key}") if trained.labels else ()
     name = source.path.resolve().name if len(source.paths) > 1 else source.paths[0].stem
     listing = Listing(tuple(source.names()), source.labels, class_names)
     if test_path is None:
@@ -258,7 +271,12 @@ def _expand(pattern: str) -> Iterator[str]:
     for match in BRACES.finditer(pattern):
         pieces.append([pattern[end : match.start()]])
         first, last, words = match.groups()
-        numbers = range(int(first), int(last) + 1) if first else range(0)
-        pieces.append([f"{n:0{len(first)}d}" for n in numbers] if first else words.split(","))
+        pieces.append(_numbers(first, last) if first else words.split(","))
         end = match.end()
     yield from map("".join, product(*pieces, [pattern[end:]]))
+
+
+def _numbers(first: str, last: str) -> list[str]:
+    """From the first to the last, up or down."""
+    step = 1 if int(first) <= int(last) else -1
+    return [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + step, step)]

@@ -109,6 +109,19 @@ def test_bad_rows_and_files_are_named(tmp_path: Path, files: Files) -> None:
         load_hub(root=str(tmp_path / "b.parquet"))
 
 
+def test_what_is_no_table_no_image_or_no_class_is_told_apart(tmp_path: Path, files: Files) -> None:
+    (tmp_path / "photo.png").write_bytes(files[0][1])
+    with pytest.raises(UserError, match=r"photo\.png cannot be read .* one of \.parquet, \.arrow"):
+        load_hub(root=str(tmp_path / "photo.png"))
+    path = save_table(tmp_path, text=["a", "b"])
+    with pytest.raises(UserError, match=r"has no column of encoded images .*Columns: text \(string\)"):
+        load_hub(root=str(path))
+    for number in (-1, 10**12):
+        path = save_table(tmp_path, image=[files[0][1]] * 2, label=[0, number])
+        with pytest.raises(UserError, match=f"label_column=label: sample 1 has class {number}, allowed are"):
+            load_hub(root=str(path), conditional=True)
+
+
 def test_a_class_without_a_name_is_refused_with_its_row(tmp_path: Path, files: Files) -> None:
     hidden = [(name, content, -1) for name, content, _ in files]
     write_parquet(tmp_path, hidden)

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("cache")
     ("pattern", "names"),
     [
         ("a-{08..11}.tar", ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]),
+        ("a-{10..08}.tar", ["a-10.tar", "a-09.tar", "a-08.tar"]),
         ("{a,b}-{1..2}.tar", ["a-1.tar", "a-2.tar", "b-1.tar", "b-2.tar"]),
         ("a-*.tar", ["a-08.tar", "a-09.tar", "a-1.tar", "a-10.tar", "a-11.tar", "a-2.tar"]),
         ("a-1.tar", ["a-1.tar"]),
@@ -79,6 +80,8 @@ PNG = b"\x89PNG"
             r"has png, no data\.class_key=cls; .*conditional=false",
         ),
         ({"a.png": PNG, "a.cls": b"cat"}, {"conditional": True}, r"sample a: the class is b'cat'"),
+        ({"a.png": PNG, "a.cls": b"-1"}, {"conditional": True}, "sample 0 has class -1, allowed are 0 to"),
+        ({"a.png": PNG, "a.cls": b"9" * 20}, {"conditional": True}, "has class 9{20}, allowed are 0 to"),
         ({"a.png": PNG}, {}, r"a\.png is not a readable image"),
         ({"a.png": PNG, "a.PNG": PNG}, {}, r"holds a\.PNG twice"),
         ({"readme": b"x"}, {}, "holds no samples"),
@@ -98,6 +101,15 @@ def test_bad_shards_are_refused_by_name(
         write_tar(tmp_path / "a.tar", content)
     with pytest.raises(UserError, match=said):
         load_shards(**{"root": str(tmp_path), "path": "a.tar", "test_fraction": 0.0, **options})
+
+
+def test_a_shard_cut_off_between_two_samples_is_refused(tmp_path: Path, files: Files) -> None:
+    path = write_tar(tmp_path / "a.tar", members(files))
+    with tarfile.open(path) as archive:
+        last = archive.getmembers()[-2].offset
+    path.write_bytes(path.read_bytes()[:last])
+    with pytest.raises(UserError, match=r"a\.tar has no end.*fetch it again"):
+        load_shards(root=str(path))
 
 
 def test_a_shard_that_was_cut_is_noticed(tmp_path: Path, files: Files) -> None:

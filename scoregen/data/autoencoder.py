@@ -62,10 +62,14 @@ class Autoencoder:
                 "codec.path is needed: the folder of an AutoencoderKL, or its owner/name on the hub"
             )
         place, is_local = _find(self.path)
-        files = sorted((place / (self.subfolder or "")).glob("*")) if is_local else []
-        stamp = tuple(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
-        where = place.resolve() if is_local else place
-        return _Place(where.as_posix(), self.subfolder, self.revision, is_local, stamp)
+        if not is_local:
+            return _Place(place.as_posix(), self.subfolder, self.revision, False, ())
+        folder = (place / (self.subfolder or "")).resolve()
+        if not folder.is_dir():  # diffusers would take what is above it
+            raise UserError(f"codec.subfolder={self.subfolder}: there is no such folder in {place}")
+        files = [(file.name, file.stat()) for file in sorted(folder.iterdir())]
+        stamp = tuple(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
+        return _Place(folder.as_posix(), None, None, True, stamp)
 
     def code_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """The shape of the latents of samples of `shape`; UserError for samples that it cannot encode."""

@@ -248,6 +248,9 @@ def test_what_cannot_be_encoded_is_refused(folder: Path, data: ArrayDataset) -> 
     ):
         with pytest.raises(UserError, match=said):
             Autoencoder(str(folder)).code_shape(shape)
+    with pytest.raises(UserError, match=r"codec\.subfolder=vae: there is no such folder in"):
+        Autoencoder(str(folder), subfolder="vae").load()
+    assert Autoencoder(str(folder.parent), subfolder=folder.name).sha256 == Autoencoder(str(folder)).sha256
     with pytest.raises(UserError, match=r"codec\.path is needed"):
         instantiate({"_target_": "scoregen.data.autoencoder.Autoencoder"}).load()
 

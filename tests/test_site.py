@@ -24,7 +24,7 @@ from scoregen.objectives import OBJECTIVES
 from scoregen.samplers import SAMPLERS
 from scoregen.samplers.table import OF_DATA
 from website import choices, experiments
-from website.docstrings import arguments, to_markdown
+from website.docstrings import arguments, is_formula, to_markdown
 from website.links import DeadLinkError, rewrite
 from website.markdown import adapt
 from website.methods import GROUPS
@@ -92,8 +92,19 @@ def test_a_docstring_loses_no_word(group: str, name: str, built: Any) -> None:
 
 
 def test_arguments_are_read_off_a_docstring() -> None:
-    doc = "Do.\n\nArgs:\n    a: one\n        more. b, c: two.\n    d: three: four.\n\nRaises UserError."
-    assert arguments(doc) == {"a": "one more", "b": "two", "c": "two", "d": "three: four"}
+    doc = "Do.\n\nArgs:\n    a: one\n        more. b, c: two.\n    d: three or so: four.\n\nRaises UserError."
+    assert arguments(doc) == {"a": "one more", "b": "two", "c": "two", "d": "three or so: four"}
+    shown = to_markdown(doc).split("\n")
+    assert [line for line in shown if line.startswith("- ")] == [
+        "- `a`: one more.",
+        "- `b`, `c`: two.",
+        "- `d`: three or so: four.",
+    ]
+
+
+def test_a_sentence_that_holds_an_equation_is_no_formula() -> None:
+    assert is_formula("x' = x + eta z")
+    assert not is_formula("Whether eta = 0.")
 
 
 @pytest.mark.parametrize("name", ledger.load_all())

@@ -35,9 +35,9 @@ def arguments(docstring: str) -> dict[str, str]:
     """What the docstring says of each argument."""
     section = re.search(r"^Args:\n((?: {4}.*\n?|\n(?= {4}))+)", docstring, re.MULTILINE)
     said = {}
-    for line in _lines(section[1].split("\n")) if section else ():
-        for names, text in re.findall(r"((?:\w+, )*\w+): (.+?)(?=\.? (?:\w+, )*\w+: |$)", line):
-            said |= dict.fromkeys(names.split(", "), text.removesuffix("."))
+    for entry in _entries(section[1].split("\n")) if section else ():
+        names, _, text = entry.partition(": ")
+        said |= dict.fromkeys(names.split(", "), text.removesuffix("."))
     return said
 
 
@@ -71,12 +71,18 @@ def _paragraph(paragraph: str) -> str:
 
 def is_formula(line: str) -> bool:
     """Whether a line is mathematics: it relates two sides, and holds few words."""
-    if not re.search(r" (=|<-|~|<=|>=|->) ", line) or "`" in line:
+    if not re.search(r" (=|<-|~|<=|>=|->) ", line) or "`" in line or re.match(r"[A-Z][a-z]{3,} ", line):
         return False
     if len(re.findall(r"\b(?:the|of|at|is|are|and|a|an|to|with|its|in)\b", line)) > 1:
         return False
     words = re.findall(r"(?<![\w.])[A-Za-z]{4,}(?![\w(])", line)
     return len(words) <= 2 or len(words) / len(line.split()) < 0.2
+
+
+def _entries(section: list[str]) -> list[str]:
+    """The entries of an indented section, of which a line may hold several: "a: one. b, c: two"."""
+    between = re.compile(r"(?<=\.) (?=(?:\w+, )*[a-z]\w*: )")
+    return [entry for line in _lines(section) for entry in between.split(line)]
 
 
 def _lines(section: list[str]) -> list[str]:
@@ -94,7 +100,7 @@ def _lines(section: list[str]) -> list[str]:
 
 def _items(section: list[str]) -> Iterator[str]:
     """A list of the arguments in an indented section."""
-    for item in _lines(section):
+    for item in _entries(section):
         names, colon, text = item.partition(": ")
         if colon and re.fullmatch(r"[\w, *.]+", names):
             code = ", ".join(f"`{name.strip()}`" for name in names.split(","))

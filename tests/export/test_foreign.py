@@ -178,3 +178,6 @@ def test_a_folder_that_is_not_understood_is_refused(
     (tmp_path / "config.json").write_text("{" if settings is None else json.dumps(settings))
     assert convert([str(tmp_path), "--out", str(tmp_path / "out.safetensors")]) == 2
     assert message in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert convert([str(tmp_path / "empty"), "--out", str(tmp_path / "out.safetensors")]) == 2
+    assert "empty is no folder of diffusers: it holds no config.json" in capsys.readouterr().err

@@ -91,6 +91,11 @@ def test_chance_is_not_taken_for_memory() -> None:
     assert float(is_memorised(draws[0] - 1, draws[1]).double().mean()) > 0.99
 
 
+@pytest.mark.filterwarnings("error")
+def test_of_one_image_nothing_is_called_memorised() -> None:
+    assert not is_memorised(torch.zeros(9, 3), torch.ones(1, 3)).any()
+
+
 def overfitting(step: int, eigenvalue: float, noise: Tensor) -> Tensor:
     """Squared error after gradient descent to time `step` on a feature of signal 1 and one of noise alone.
 

@@ -158,7 +158,12 @@ class HeldoutHook(Hook):
 
 
 def is_memorised(train: Tensor, heldout: Tensor) -> Tensor:
-    """Whether training losses [images, levels] are three standard errors under held-out ones, by level."""
+    """Whether training losses [images, levels] are three standard errors under held-out ones, by level.
+
+    Of one image alone no standard error is known, and nothing is said to be memorised.
+    """
+    if min(len(train), len(heldout)) < 2:
+        return torch.zeros(train.shape[1], dtype=torch.bool)
     error = (train.var(0) / len(train) + heldout.var(0) / len(heldout)).sqrt()
     return heldout.mean(0) - train.mean(0) > 3 * error
 

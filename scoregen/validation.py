@@ -105,7 +105,9 @@ def _check_entry(group: str, name: str, entry: Any, names: Sequence[str]) -> lis
 def _check_node(node: Mapping[str, Any], path: str, filled_in: frozenset[str]) -> list[Problem]:
     """The keys of a node with `_target_` against the signature it names, and its nested nodes."""
     if "_target_" not in node:
-        return [Problem(f"{path}={dict(node)}", "has no _target_ that says what to build")]
+        choices = groups().get(path)
+        advice = f"; choose one first with {path}={' or '.join(choices)}" if choices else ""
+        return [Problem(f"{path}={dict(node)}", f"has no _target_ that says what to build{advice}")]
     try:
         target = locate(node["_target_"])
         parameters, hints = _signature(target)
@@ -204,7 +206,9 @@ def _describe(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, args))}"
     if origin in (tuple, list, Sequence):
-        return f"a list of {' and '.join(_describe(arg) for arg in args if arg is not Ellipsis)}s"
+        items = [_describe(arg) for arg in args if arg is not Ellipsis]
+        count = f" of {len(items)}" if origin is tuple and Ellipsis not in args else ""
+        return f"a list{count}, each item {' or '.join(dict.fromkeys(items))}"
     words = {float: "a number", int: "an integer", bool: "true or false", str: "text", NoneType: "null"}
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 

@@ -92,8 +92,12 @@ def test_chance_is_not_taken_for_memory() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_of_one_image_nothing_is_called_memorised() -> None:
+def test_one_image_is_judged_by_the_sign_of_its_gain_and_tells_nothing_of_memory() -> None:
     assert not is_memorised(torch.zeros(9, 3), torch.ones(1, 3)).any()
+    hook = HeldoutHook(images=1, **LEVELS)
+    for loss in (3.0, 2.0, 2.5):
+        hook._judge(torch.full((1, 3), loss, dtype=torch.float64))
+        assert hook._stale.tolist() == [int(loss == 2.5)] * 4
 
 
 def overfitting(step: int, eigenvalue: float, noise: Tensor) -> Tensor:

@@ -142,7 +142,8 @@ class HeldoutHook(Hook):
             self._best = losses
             return
         gain = self._best - losses
-        improved = gain.mean(0) > gain.std(0) / len(gain) ** 0.5
+        spread = gain.std(0, correction=min(1, len(gain) - 1))  # of one image 0: it is judged by its sign
+        improved = gain.mean(0) > spread / len(gain) ** 0.5
         self._stale = torch.where(improved, 0, self._stale + 1)
         self._best = torch.where(improved, losses, self._best)
 

@@ -58,12 +58,17 @@ def read_foreign(
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
+    if resolution < 1:
+        raise UserError(f"--resolution {resolution}: a positive number of pixels is expected")
     try:
-        return _read(path, key, resolution, autoencoder)
+        foreign = _read(path, key, resolution, autoencoder)
     except UserError:
         raise
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is not as its program writes such files ({error!r})") from error
+    if autoencoder is not None and foreign.codec is None:
+        raise UserError(f"{path}: its network draws images, not latents; leave out --autoencoder")
+    return foreign
 
 
 def _read(path: Path, key: str, resolution: int, autoencoder: str | None) -> Foreign:

@@ -84,7 +84,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise UserError(f"{path.parent} is no folder of diffusers: it holds no {path.name}") from error
+        raise UserError(
+            f"{path} is missing: the folder of a UNet2DModel is expected, or of a pipeline with one"
+        ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):

@@ -56,8 +56,8 @@ def from_edm2(precond: Node, encoder: Node | None, path: Path, autoencoder: str 
             raise UserError(f"{path}: a network with {name}={arguments[name]} is not read, only {value}")
     given = {ours: arguments[theirs] for theirs, ours in KEPT.items() if theirs in arguments}
     sigma_data = float(facts["sigma_data"])
-    codec, latents = _codec(encoder, path, autoencoder, sigma_data)
     shape = (int(facts["img_channels"]), int(facts["img_resolution"]), int(facts["img_resolution"]))
+    codec, latents = _codec(encoder, path, autoencoder, shape[0], sigma_data)
     return Foreign(
         network={"_target_": "scoregen.networks.EDM2", **given},
         precond={"_target_": "scoregen.diffusion.precond.EDMPrecond", "sigma_data": sigma_data},
@@ -69,7 +69,7 @@ def from_edm2(precond: Node, encoder: Node | None, path: Path, autoencoder: str 
 
 
 def _codec(
-    encoder: Node | None, path: Path, autoencoder: str | None, std: float
+    encoder: Node | None, path: Path, autoencoder: str | None, channels: int, std: float
 ) -> "tuple[dict[str, Any] | None, LatentStats | None]":
     """What `conf/codec` would say, and the whitening; None for a network of images.
 
@@ -79,8 +79,8 @@ def _codec(
         return None, None
     if encoder.name != "StabilityVAEEncoder":
         raise UserError(f"{path}: no counterpart of {encoder.name} here; known is StabilityVAEEncoder")
+    name = encoder.state.get("vae_name", "its autoencoder")
     if autoencoder is None:
-        name = encoder.state.get("vae_name", "an autoencoder")
         raise UserError(
             f"{path}: this network draws latents of {name}, whose weights are not in the file: say "
             "where they are with --autoencoder, a folder of diffusers or owner/name on the hub"
@@ -90,6 +90,10 @@ def _codec(
 
     scale, bias = (encoder.state[name].astype("float64") for name in ("scale", "bias"))
     known = Autoencoder(autoencoder, std=std, pixels="unit")
+    network: Any = known.load()
+    if network.config.latent_channels != channels:
+        found = f"{autoencoder} has latents of {network.config.latent_channels} channels"
+        raise UserError(f"--autoencoder: {found}, the network of {path} draws {channels}: give {name}")
     settings = {"path": autoencoder, "std": std, "pixels": "unit"}
     stats = LatentStats.of(known.sha256, (-bias / scale).tolist(), (std / scale).tolist())
     return {"_target_": "scoregen.data.autoencoder.Autoencoder", **settings}, stats

@@ -180,4 +180,4 @@ def test_a_folder_that_is_not_understood_is_refused(
     assert message in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert convert([str(tmp_path / "empty"), "--out", str(tmp_path / "out.safetensors")]) == 2
-    assert "empty is no folder of diffusers: it holds no config.json" in capsys.readouterr().err
+    assert "config.json is missing: the folder of a UNet2DModel is expected" in capsys.readouterr().err

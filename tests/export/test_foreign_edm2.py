@@ -119,6 +119,28 @@ def test_a_model_of_latents_decodes_as_its_program_does(
 
 
 @pytest.mark.parametrize(
+    ("encoder", "channels", "message"),
+    [
+        ("StabilityVAEEncoder", 4, "has latents of 2 channels, the network of"),
+        ("StandardRGBEncoder", 3, "draws images, not latents; leave out --autoencoder"),
+    ],
+)
+def test_an_autoencoder_that_does_not_belong_to_it_is_refused(
+    encoder: str,
+    channels: int,
+    message: str,
+    snapshot: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    vae, out = save_autoencoder(tmp_path / "vae", channels=3, latents=2), tmp_path / "out.safetensors"
+    source = snapshot(encoder=encoder, channels=channels)
+    assert convert([str(source), "--out", str(out), "--autoencoder", str(vae)]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         (

@@ -188,3 +188,10 @@ def test_a_model_without_counterpart_is_told_by_its_layers(
     torch.save(checkpoint(model), tmp_path / "vp.pth")
     assert convert([str(tmp_path / "vp.pth"), "--out", str(tmp_path / "out.safetensors"), *SIZE]) == 2
     assert "has no counterpart here; known are DDPM++" in capsys.readouterr().err
+
+
+def test_a_size_of_no_pixels_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(checkpoint(ScoreSDE(pyramid=False)), tmp_path / "a.pth")
+    out = tmp_path / "out.safetensors"
+    assert convert([str(tmp_path / "a.pth"), "--out", str(out), "--resolution", "-4"]) == 2
+    assert "--resolution -4: a positive number of pixels is expected" in capsys.readouterr().err

@@ -57,6 +57,11 @@ def sweep(overrides: Sequence[str], trials: int | None, minimize: str | None) ->
     placed = [_place(run, differs) for run in runs]
     cfgs = [_compose(run) for run in placed]
     _check_folders(cfgs)
+    if cfgs[0].dry:
+        from scoregen.plan import plan
+
+        print(*(f"{cfg.run_dir}\n{plan(cfg)}\n" for cfg in cfgs), sep="\n")
+        return DONE
     launcher: SlurmLauncher | None = config.instantiate(cfgs[0].get("launcher"))
     if launcher is None:
         return _report([_attempt(cfg) for cfg in cfgs], minimize)
@@ -110,6 +115,8 @@ def _attempt(cfg: DictConfig) -> Outcome:
 def _search(overrides: Sequence[str], trials: int, minimize: str | None) -> int:
     """Train as many runs as there are trials, each chosen by Optuna after the values of those before it."""
     searched = [RANGE.fullmatch(text) is not None or len(config.sweep([text])) > 1 for text in overrides]
+    if any(text.lstrip("+").startswith("run_dir=") for text in overrides):
+        raise UserError("--trials: leave run_dir out, each has a folder of its own; name= names the sweep")
     if trials < 1 or not any(searched):
         raise UserError("--trials: at least 1, of settings such as 'optimizer.lr=log(1e-4,1e-2)' or seed=0,1")
     try:
@@ -122,9 +129,9 @@ def _search(overrides: Sequence[str], trials: int, minimize: str | None) -> int:
     for _ in range(trials):
         trial = study.ask()
         cfg = _compose(_place([_suggest(trial, text) for text in overrides], searched))
-        if cfg.get("launcher") is not None:
+        if cfg.get("launcher") is not None or cfg.dry:
             raise UserError(
-                "--trials: each is chosen after those before it, so they run here; drop launcher="
+                "--trials: each is chosen after those before it, so they run here; drop launcher= and dry="
             )
         outcomes.append(_attempt(cfg))
         value = outcomes[-1].value(_criterion(outcomes, minimize))

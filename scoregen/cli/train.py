@@ -60,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(argv: Sequence[str]) -> int:
     args = _parser().parse_intermixed_args(argv)
+    if args.multirun and args.cfg:
+        raise UserError("--cfg shows one run: leave -m out")
     if args.multirun:
         from scoregen.cli.sweep import sweep
 

@@ -64,7 +64,10 @@ def test_trials_stay_in_their_ranges_and_the_same_command_repeats_them(call: Run
 def test_optuna_learns_from_the_runs_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Told the distance to 1e-3 or its opposite, it begins alike, and comes near or goes away."""
     distances: dict[int, list[float]] = {1: [], -1: []}
-    monkeypatch.setattr(sweeps, "_compose", OmegaConf.from_dotlist)
+    monkeypatch.setattr(sweeps, "_place", lambda overrides, _: overrides)  # composing takes time
+    monkeypatch.setattr(
+        sweeps, "_compose", lambda settings: OmegaConf.from_dotlist([*settings, "dry=false", "run_dir=x"])
+    )
     for sign, tried in distances.items():
 
         def attempt(cfg: DictConfig, sign: int = sign, tried: list[float] = tried) -> Outcome:
@@ -72,7 +75,7 @@ def test_optuna_learns_from_the_runs_before(monkeypatch: pytest.MonkeyPatch, tmp
             return Outcome(f"{tmp_path}/{len(tried)}", {"loss": sign * tried[-1]} if len(tried) % 7 else {})
 
         monkeypatch.setattr(sweeps, "_attempt", attempt)
-        assert sweeps.sweep([LR, "run_dir=x"], 40, None) == 2  # every seventh fails
+        assert sweeps.sweep([LR], 40, None) == 2  # every seventh fails
     near, far = distances[1], distances[-1]
     assert near[:10] == far[:10]
     assert mean(near[10:]) < 0.75 < 1.25 < mean(far[10:])
@@ -111,6 +114,9 @@ REFUSED = [
     (["-m", "--trials", "3", "seed=int(a,b)"], "seed=int(a,b)"),
     (["-m", "--trials", "3", "optimizer.lrr=log(1e-3,1)"], "did you mean lr?"),
     (["-m", "--trials", "3", LR, "launcher=slurm"], "drop launcher="),
+    (["-m", "--trials", "3", LR, "run_dir=x"], "leave run_dir out"),
+    (["-m", "--trials", "3", LR, "dry=true"], "and dry="),
+    (["-m", "seed=0,1", "--cfg", "job"], "leave -m out"),
     (["-m", LR], "say how many runs, --trials"),
     (["--trials", "3", LR], "add -m"),
     (["-m", "seed=0,1", "trainer.batch=0"], "trainer.batch=0"),
@@ -123,6 +129,13 @@ def test_mistakes_are_told_before_anything_is_trained(
     call: Run, tmp_path: Path, args: list[str], said: str
 ) -> None:
     assert_refused(call("train.py", *args), said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_sweep_plans_every_run_and_trains_none(call: Run, tmp_path: Path) -> None:
+    done = call("train.py", *PAIR, "dry=true")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("FLOPs an image") == 2
     assert list(tmp_path.iterdir()) == []
 
 

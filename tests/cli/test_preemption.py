@@ -12,7 +12,7 @@ from scoregen.training.signals import STOP_SIGNALS
 from tests.cli.conftest import TINY, Run, Start
 from tests.cli.test_processes import assert_same_end
 
-RUN = [*TINY, "trainer.total=24576"]
+RUN = [*TINY, "trainer.total=16384"]
 STORMS = {"stops": STOP_SIGNALS, "kills": (signal.SIGKILL,), "both": (*STOP_SIGNALS, signal.SIGKILL)}
 
 
@@ -22,13 +22,14 @@ STORMS = {"stops": STOP_SIGNALS, "kills": (signal.SIGKILL,), "both": (*STOP_SIGN
 def test_a_storm_of_stops_changes_no_bit_of_the_result(
     run: Run, start: Start, tmp_path: Path, storm: str, processes: int
 ) -> None:
+    begin = time.monotonic()
     assert run("train.py", *RUN, "run_dir=whole", processes=processes).returncode == 0
-    stopped, done = 0, False
+    longest, stopped, done = 0.4 * (time.monotonic() - begin), 0, False
     while not done:
         training = start("train.py", *RUN, "run_dir=stormy", processes=processes)
-        done = survived(training, random.choice(STORMS[storm]), after=random.uniform(0.0, 8.0))
+        done = survived(training, random.choice(STORMS[storm]), after=random.uniform(0.0, longest))
         stopped += not done
-    assert stopped >= 3
+    assert stopped >= 2
     assert_same_end(tmp_path / "whole", tmp_path / "stormy")
     assert not list((tmp_path / "stormy").rglob(".tmp-*"))
 

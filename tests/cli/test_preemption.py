@@ -6,6 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from scoregen.training.signals import STOP_SIGNALS
@@ -39,10 +40,19 @@ def survived(training: "subprocess.Popen[str]", number: int, after: float) -> bo
     try:
         training.wait(after)
     except subprocess.TimeoutExpired:
-        training.send_signal(number)
-        time.sleep(random.random())
+        victim(training).send_signal(number)
     _, err = training.communicate(timeout=120)
     # Killed, or stopped before there was anything to stop, or by torchrun, whose code is its own.
-    left = {-signal.SIGKILL, -number, 130} | ({1} if "torch.distributed" in str(training.args) else set())
+    left = {-number, 130} | ({1} if by_torchrun(training) else set())
     assert training.returncode in {0, *left}, err
     return training.returncode == 0
+
+
+def victim(training: "subprocess.Popen[str]") -> psutil.Process:
+    """The process itself, or one of torchrun's, which would not end them all on every signal to itself."""
+    process = psutil.Process(training.pid)
+    return random.choice((by_torchrun(training) and process.children()) or [process])
+
+
+def by_torchrun(training: "subprocess.Popen[str]") -> bool:
+    return "torch.distributed.run" in training.args

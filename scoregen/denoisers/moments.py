@@ -1,8 +1,6 @@
 """The Gaussian that a data set is reduced to: moments streamed in float64, by class, and kept in a file."""
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scoregen.data.base import Dataset, labels_of
+from scoregen.data.cache import written_whole
 from scoregen.denoisers.gaussian import ClassGaussianDenoiser, GaussianDenoiser
 from scoregen.denoisers.int8 import has_fast_int8, int8_product
 from scoregen.errors import UserError
@@ -145,10 +144,8 @@ def save_gaussian(gaussian: Gaussian, path: Path) -> None:
     arrays: dict[str, Any] = {
         key: np.stack([state[key].cpu().numpy() for state in states]) for key in states[0]
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+    with written_whole(path) as file:
         np.savez(file, **arrays)
-    os.replace(file.name, path)
 
 
 def load_gaussian(path: Path) -> Gaussian:

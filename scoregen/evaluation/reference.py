@@ -7,7 +7,6 @@ compared, and further arrays where a metric needs more than moments.
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoregen.data.cache import written_whole
 from scoregen.errors import UserError
 from scoregen.evaluation.features import Extractor
 from scoregen.evaluation.frechet import Gaussian, Moments
@@ -103,19 +103,10 @@ class Reference:
         return digest.hexdigest()
 
     def write(self, path: Path) -> None:
-        """Write the `.npz`: beside, then renamed, so that a reader never sees half of it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with beside.open("wb") as file:
-                np.savez(
-                    file, allow_pickle=False, meta=np.array(json.dumps(asdict(self.origin))), **self.arrays
-                )
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        """Write the `.npz`, of which a reader never sees half."""
+        meta = np.array(json.dumps(asdict(self.origin)))
+        with written_whole(path) as file:
+            np.savez(file, allow_pickle=False, meta=meta, **self.arrays)
 
 
 def read_reference(

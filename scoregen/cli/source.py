@@ -13,6 +13,7 @@ from scoregen.build import build_data
 from scoregen.data.base import Dataset
 from scoregen.data.codec import IDENTITY, codec_of
 from scoregen.data.digits import load_digits
+from scoregen.data.sources import KINDS
 from scoregen.denoisers.base import Denoiser
 from scoregen.denoisers.classifier import NetworkClassifier
 from scoregen.denoisers.closed_form import Estimator, closed_form_denoiser
@@ -23,7 +24,6 @@ from scoregen.training.hooks.evaluate import REFERENCES
 from scoregen.training.summary import SUMMARY
 
 RUNS = Path("runs")
-KINDS = {".npz": "npz", ".npy": "npz", ".parquet": "hf", ".tar": "webdataset"}  # of data, by the file's end
 
 
 @dataclass(frozen=True)

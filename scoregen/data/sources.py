@@ -13,6 +13,8 @@ from typing import Any, Protocol
 from scoregen.errors import UserError
 
 LABEL_FILE = "dataset.json"
+# The choice of conf/data that reads a file of such a name.
+KINDS = {".npz": "npz", ".npy": "npz", ".parquet": "hf", ".arrow": "hf", ".tar": "webdataset"}
 MOST_CLASSES = 100_000  # where they have no names
 SPLITS = {"train", "test"}
 
@@ -93,6 +95,8 @@ def open_source(path: Path) -> Source:
     """A folder or a zip file; UserError for anything else."""
     if path.is_dir():
         return FolderSource(path)
+    if kind := KINDS.get(path.suffix):
+        raise UserError(f"{path} is no folder or zip of images: train.py reads it with data={kind}")
     if path.is_file():
         return ZipSource(path)
     raise UserError(f"{path} does not exist: give a folder of images or a zip")

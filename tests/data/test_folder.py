@@ -210,6 +210,13 @@ def test_empty_and_missing_places_are_refused(tmp_path: Path) -> None:
         load_images(root=str(tmp_path / "readme.txt"))
 
 
+@pytest.mark.parametrize(("name", "kind"), [("a.parquet", "hf"), ("a.tar", "webdataset"), ("a.npz", "npz")])
+def test_a_file_of_another_kind_names_what_reads_it(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=rf"{name} is no folder or zip of images: .* data={kind}"):
+        load_images(root=str(tmp_path / name))
+
+
 def test_a_member_listed_twice_is_refused(
     tmp_path: Path, photos: list, save_zip: Callable[..., Path]
 ) -> None:

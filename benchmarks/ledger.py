@@ -3,7 +3,7 @@
 usage: python -m benchmarks.ledger                     # write the page anew
        python -m benchmarks.ledger add RUN OVERRIDES   # a record of a finished run, then the page
            --method NAME --device NAME --difference SENTENCE [--grid FOLDER] [--name NAME] [--commit HASH]
-           [--evaluated-on NAME] [--published TEXT]
+           [--evaluated-on NAME] [--others-on NAME] [--published TEXT]
 
 `python train.py OVERRIDES` is the command that made RUN, a folder with config.yaml, log.jsonl, summary.json
 and, where evaluate.py has scored it, metrics.json; FOLDER is what sample.py wrote. Records lie in
@@ -43,9 +43,10 @@ devices, the commits of copies without history and the sentence about each numbe
 - **Commit**: of the sources; *before* one where the copy that ran did not know its own.
 
 Measurements with pages of their own, written by their scripts: [FID of real images](fid_bias.md),
-[solvers on trained models](trained_solvers.md), [one-step students compared](distiller_results.md), [where
-distillers come to rest](distiller_fixed_points.md), [errors of learned scores](score_matching.md), [speed](performance.md).
-With commands on their pages: [likelihood](likelihood.md), [memorisation](memorization.md), [detection](detection.md).
+[solvers on trained models](trained_solvers.md), [one-step students compared](distiller_results.md),
+[where distillers come to rest](distiller_fixed_points.md), [errors of learned scores](score_matching.md),
+[speed](performance.md). With commands on their pages: [likelihood](likelihood.md),
+[memorisation](memorization.md), [detection](detection.md).
 """
 HEADS = ("run", "data", "method", "fd_scatter", "n", "floor", "NFE", "images", "minutes", "published")
 
@@ -140,6 +141,7 @@ def add(args: argparse.Namespace) -> None:
         evaluated_on=args.evaluated_on or args.device,
         published=args.published,
         difference=args.difference,
+        others_on=args.others_on,
     )
     RECORDS.mkdir(exist_ok=True)
     save(RECORDS / f"{name}.json", from_run(args.run, args.overrides, args.grid, name, told))
@@ -160,6 +162,7 @@ def parse() -> argparse.Namespace:
     adding.add_argument("--name", help="of the record (default: the run's)")
     adding.add_argument("--commit", default="", help="of the sources (default: what the weights say)")
     adding.add_argument("--evaluated-on", default="", help="what drew the samples (default: --device)")
+    adding.add_argument("--others-on", default="", help="the same of metrics beside fd_scatter")
     adding.add_argument(
         "--published", default="", help="a number by the same protocol, its budget, its source"
     )

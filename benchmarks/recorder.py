@@ -41,6 +41,7 @@ class Told:
     evaluated_on: str
     published: str
     difference: str
+    others_on: str = ""  # what drew the samples of the other metrics; empty: the same
 
 
 def from_run(run: Path, overrides: Sequence[str], grid: Path | None, name: str, told: Told) -> Record:
@@ -63,7 +64,7 @@ def from_run(run: Path, overrides: Sequence[str], grid: Path | None, name: str, 
         picture=_picture(grid, name, training, where) if grid else None,
         published=told.published,
         difference=told.difference,
-        others=[{**result, "device": told.evaluated_on} for result in evaluated.values()],
+        others=[{**result, "device": told.others_on or told.evaluated_on} for result in evaluated.values()],
     )
 
 

@@ -55,12 +55,13 @@ def _demo(argv: Sequence[str]) -> int:
     for flag in ("images", "evaluations", "waiting"):
         if getattr(args, flag) < 1:
             raise UserError(f"--{flag} {getattr(args, flag)}: at least 1")
-    for path in args.paths:
-        if not path.exists():
-            raise UserError(f"{path}: no such run folder or weights file")
     from scoregen.demo.request import Limits
     from scoregen.demo.studio import Studio
+    from scoregen.model import find_model
 
+    for path in args.paths:
+        if find_model(path) is None:  # raises where nothing can be read there
+            raise UserError(f"{path}: no such run folder or weights file")
     limits = Limits(args.images, args.evaluations, args.waiting)
     studio = Studio(args.runs, args.paths, args.device, limits)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, and cleans up

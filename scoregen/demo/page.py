@@ -56,7 +56,10 @@ def listen(page: gr.Blocks, host: str, port: int, *, open_browser: bool = False)
             **CLOSED,
         )
     except (OSError, OverflowError) as error:
-        raise UserError(f"{host}, port {port} cannot be listened at ({error}); choose another") from error
+        raise UserError(
+            f"{host}, port {port} cannot be listened at: the port is taken, or the host is not this machine; "
+            "choose another --port or --host"
+        ) from error
     return str(page.local_url)
 
 

@@ -176,6 +176,7 @@ def test_a_port_in_use_is_told(here: Path) -> None:
     ("args", "said"),
     [
         (["nowhere"], "nowhere: no such run folder or weights file"),
+        (["empty"], "empty holds no checkpoint"),
         (["--images", "0"], "--images 0: at least 1"),
         (["--device", "tpu"], "device=tpu is not known"),
         (["--port", "99999999"], "cannot be listened at"),
@@ -184,6 +185,7 @@ def test_a_port_in_use_is_told(here: Path) -> None:
 def test_the_entry_refuses_bad_flags(
     args: list[str], said: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (here / "empty").mkdir(exist_ok=True)
     assert main(args) == 2
     assert said in capsys.readouterr().err
 

@@ -13,11 +13,12 @@ import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,9 +45,9 @@ from scoregen.training.loggers import read_log
 PICTURED = 12  # samples of each method
 SECTION = """\
 From one teacher ({teacher_nimg:,} images, sha256 {teacher_sha256}); seed {seed}, trained on
-{trained_on}, with the averaged weights. fd_scatter is the mean ± standard
-deviation over {repeats} seed ranges of {num:,} samples; recall and coverage are of the first range and on the
-same features; the class of each sample is drawn. Seconds are those of training steps.
+{trained_on}, with the averaged weights. fd_scatter is {measure} {num:,}
+samples; recall and coverage are on the same features, of the first range of seeds; the class of each
+sample is drawn. Seconds are those of training steps.
 
 ```
 {command}
@@ -111,13 +112,14 @@ class Judge:
 
 
 def measured(run_dir: Path, weights_sha256: str) -> dict[str, str]:
-    """What the run's metrics.json says of these weights, by the names of the metrics."""
-    found = {
-        record["name"]: f"{record['value']:.3g}"
-        for record in read_records(run_dir / "metrics.json")
-        if record["weights_sha256"] == weights_sha256
-    }
-    return {name: value for name, value in found.items() if name.split("_")[0] in PUBLISHED}
+    """What the run's metrics.json says of these weights, by the names of the metrics: of the most samples."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for record in read_records(run_dir / "metrics.json"):
+        family = record["name"].split("_")[0]
+        known = family in PUBLISHED and record["weights_sha256"] == weights_sha256
+        if known and (family not in found or record["n"] >= found[family]["n"]):
+            found[family] = record
+    return {record["name"]: f"{record['value']:.3g}" for record in found.values()}
 
 
 def cost(run_dir: Path) -> dict[str, str]:
@@ -179,6 +181,7 @@ def write(args: argparse.Namespace, teacher: Source, rows: Sequence[Row]) -> Non
         "command": shlex.join(["python", "-m", "benchmarks.distillers", *sys.argv[1:]]),
         "table": table(rows),
         "pictured": PICTURED,
+        "measure": "of" if args.repeats == 1 else f"mean ± deviation over {args.repeats} seed ranges of",
     }
     write_section(args.write, f"distillers {args.data}", SECTION.format(**facts).rstrip())
     image = picture(torch.cat([row.samples for row in rows]).float() / 127.5 - 1, PICTURED)

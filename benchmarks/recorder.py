@@ -25,7 +25,7 @@ METRIC = "fd_scatter"
 PICTURES = Path("docs/images/results")
 PICTURE_BYTES = 300_000
 # What a command may leave out: it changes where a run is and what computes it, not what is computed.
-PLACES = ("run_dir", "device", "data.root")
+PLACES = ("run_dir", "device", "data.root", "parallel", "deterministic", "trainer.checkpointing")
 OPTIONS = ("latents", "guidance", "autoguidance", "classifier", "discriminator", "label")  # of evaluate.py
 
 Summary = Mapping[str, Any]

@@ -107,9 +107,10 @@ def test_features_are_what_the_network_computes_on_its_way(name: str) -> None:
     """The output of the last block of each resolution (of each block of an MLP) in a whole forward."""
     model, seen = denoiser(name), {}
     network = model.network
-    blocks = {f"block{i}": block for i, block in enumerate(getattr(network, "blocks", []))} or {
-        tap: network.enc[f"{tap}_block{network.num_blocks - 1}"] for tap in network.taps
-    }
+    if name == "mlp":
+        blocks = {f"block{i}": block for i, block in enumerate(network.blocks)}
+    else:
+        blocks = {tap: network.enc[f"{tap}_block{network.num_blocks - 1}"] for tap in network.taps}
     for tap, block in blocks.items():
         block.register_forward_hook(lambda module, args, out, tap=tap: seen.update({tap: out}))
     x, sigma = torch.randn(2, *model.shape), torch.tensor([0.3, 2.0])

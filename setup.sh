@@ -4,7 +4,7 @@
 set -eu
 python=$1
 torch() { "$python" -m pip install -qq --disable-pip-version-check -c constraints.txt torch "$@"; }
-echo "setting up .venv (about a minute; 1.2 GB)"
+echo "setting up .venv (a minute or two; 2.2 GB)"
 if [ "$(uname)" = Linux ] && ! nvidia-smi >/dev/null 2>&1; then
     torch --extra-index-url https://download.pytorch.org/whl/cpu --retries 0 --timeout 15 2>/dev/null || torch
 else

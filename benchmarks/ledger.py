@@ -11,11 +11,17 @@ benchmarks/records/, pictures in docs/images/results/.
 """
 
 import argparse
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
-from statistics import stdev
+from typing import Any
 
+from benchmarks import measured
+from benchmarks.measured import FOLDER as MEASURED
+from benchmarks.measured import Measured, number, table
+from benchmarks.measurements import MEASUREMENTS
 from benchmarks.record import Record, load, save
 from benchmarks.recorder import Told, from_run
 from scoregen.errors import UserError
@@ -56,12 +62,13 @@ def load_all(folder: Path = RECORDS) -> dict[str, Record]:
     return {path.stem: load(path) for path in sorted(folder.glob("*.json"))}
 
 
-def render(records: Mapping[str, Record]) -> str:
-    """The page of these records."""
+def render(records: Mapping[str, Record], measurements: Mapping[str, Measured]) -> str:
+    """The page of these records and measurements."""
     trained = {name: record for name, record in records.items() if not record.training.teacher}
     distilled = {name: record for name, record in records.items() if record.training.teacher}
     parts = [PREAMBLE, *section("Trained models", trained), *section("One-step students", distilled)]
-    return "\n".join(parts)
+    ordered = [(name, measurements[name]) for name in MEASUREMENTS if name in measurements]
+    return "\n".join([*parts, "## Measured beside training\n", *(measurement(*each) for each in ordered)])
 
 
 def section(title: str, records: Mapping[str, Record]) -> list[str]:
@@ -71,8 +78,8 @@ def section(title: str, records: Mapping[str, Record]) -> list[str]:
     names = sorted(records, key=lambda name: (records[name].data, records[name].result["value"]))
     lines = [f"| {' | '.join(HEADS)} |", f"|---|---|---|{'--:|' * (len(HEADS) - 4)}---|"]
     lines += [row(name, records[name]) for name in names]
-    table = "\n".join(lines)
-    return [f"## {title}\n\n{table}\n", *(details(name, records[name]) for name in names)]
+    rows = "\n".join(lines)
+    return [f"## {title}\n\n{rows}\n", *(details(name, records[name]) for name in names)]
 
 
 def row(name: str, record: Record) -> str:
@@ -84,17 +91,6 @@ def row(name: str, record: Record) -> str:
     return f"| {' | '.join([*cells, record.published or 'none comparable'])} |"
 
 
-def number(result: Mapping[str, object]) -> str:
-    """The value to the second digit of its spread over the repeats; to three digits where there is one."""
-    values = result["values"]
-    assert isinstance(values, list)
-    if len(values) == 1:
-        return f"{values[0]:#.3g}".rstrip(".")
-    spread = stdev(values)
-    digits = max(0, 1 - int(f"{spread:e}".partition("e")[2]))
-    return f"{result['value']:.{digits}f} ± {spread:.{digits}f}"
-
-
 def details(name: str, record: Record) -> str:
     """How one number was made, what it means, and samples."""
     training, result, picture = record.training, record.result, record.picture
@@ -102,14 +98,28 @@ def details(name: str, record: Record) -> str:
     if result["curve"]:
         curve = ", ".join(f"{value:.3g} at {nimg:,}" for nimg, value in result["curve"])
         parts.append(f"During training: {curve} images.")
-    commands = [training.command, result["command"], *(other["command"] for other in record.others)]
+    commands = [training.command, result["command"], *joined(other["command"] for other in record.others)]
     commands.append(picture.command if picture else "")
-    parts.append("\n".join(["```", *filter(None, commands), "```"]))
+    parts.append(fenced(filter(None, commands)))
     parts.append("\n".join(f"- {line}" for line in provenance(name, record)))
     if picture:
         alt = f"samples of {name}, seeds {picture.seeds}"
         parts.append(f'<img src="{Path(picture.file).relative_to(PAGE.parent)}" alt="{alt}">')
     return "\n\n".join(parts) + "\n"
+
+
+def fenced(lines: Iterable[str]) -> str:
+    """Lines of a shell."""
+    return "\n".join(["```", *lines, "```"])
+
+
+def joined(commands: Iterable[str]) -> list[str]:
+    """Commands of evaluate.py, those that differ in the metric only as one that asks for all of them."""
+    several: dict[tuple[str, ...], list[str]] = {}
+    for command in commands:
+        before, metric, after = re.split(r"(?<=--metrics )(\S+)", command)
+        several.setdefault((before, after), []).append(metric)
+    return [f"{before}{','.join(metrics)}{after}" for (before, after), metrics in several.items()]
 
 
 def provenance(name: str, record: Record) -> list[str]:
@@ -119,16 +129,39 @@ def provenance(name: str, record: Record) -> list[str]:
     teacher = f", teacher {training.teacher} {training.teacher_sha256}" if training.teacher else ""
     where = f"{training.device}, {training.precision}, seed {training.seed}{versions}{teacher}"
     when = "" if result["command"] else " in training, by `hooks.evaluate`"
-    others = [
-        f"{other['name']} {number(other)}: {other['device']}, {protocol(other)}" for other in record.others
-    ]
     return [
         f"trained on {where}",
         f"scored on {result['device']}{when}: {protocol(result)}",
-        *others,
+        *beside(record.others),
         f"commit {training.commit}; weights {training.weights_sha256}, config {training.config_sha256[:16]}, "
         f"log {training.log_sha256[:16]}; [record](../{RECORDS}/{name}.json)",
     ]
+
+
+def beside(others: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Other metrics of the same weights, those measured in the same way in one line."""
+    lines = groupby(others, key=lambda other: f"{other['device']}, {protocol(other)}")
+    told = ((", ".join(f"{one['name']} {number(one)}" for one in same), how) for how, same in lines)
+    return [f"{numbers}: {how}" for numbers, how in told]
+
+
+def measurement(name: str, made: Measured) -> str:
+    """A table, what it says, and the commands."""
+    plan, origin = MEASUREMENTS[name], made.origin
+    versions = ", ".join(f"{key} {origin[key]}" for key in ("python", "torch", "scoregen"))
+    minutes = sum(outcome.seconds for outcome in made.outcomes) / 60
+    commands = [*(command for command, _ in plan.before), *(outcome.command for outcome in made.outcomes)]
+    protocols = dict.fromkeys(
+        protocol for outcome in made.outcomes for protocol in measured.protocols(outcome)
+    )
+    lines = [
+        f"`python -m benchmarks.measurements {name}`: {minutes:.0f} minutes on {made.device}",
+        *protocols,
+        f"commit {origin['git']}; {versions}; [record](../{MEASURED}/{name}.json)",
+    ]
+    parts = [f"### {plan.title}", plan.finding, table(made), "\n".join(f"- {line}" for line in lines)]
+    parts.append(f"<details><summary>The commands</summary>\n\n{fenced(commands)}\n\n</details>")
+    return "\n\n".join(parts) + "\n"
 
 
 def add(args: argparse.Namespace) -> None:
@@ -175,7 +208,7 @@ def main() -> None:
     try:
         if args.command == "add":
             add(args)
-        PAGE.write_text(render(load_all()))
+        PAGE.write_text(render(load_all(), measured.load_all()))
     except UserError as error:
         sys.exit(f"error: {error}")
     print(f"wrote {PAGE}")

@@ -8,7 +8,7 @@ from statistics import mean
 
 import pytest
 
-from benchmarks import ledger
+from benchmarks import ledger, measured
 from benchmarks.record import Record, load, save
 from benchmarks.recorder import PICTURE_BYTES, PICTURES, Told, from_run
 from scoregen import config
@@ -16,7 +16,7 @@ from scoregen.data.digits import load_digits
 from scoregen.errors import UserError
 from scoregen.training.weights import sha256
 
-RECORDS = ledger.load_all()
+RECORDS, MEASURED = ledger.load_all(), measured.load_all()
 TOLD = Told(
     method="a method", device="a CPU", commit="0" * 40, evaluated_on="a CPU", published="", difference="None."
 )
@@ -37,7 +37,7 @@ RESULT_FIELDS = {
 
 
 def test_the_page_is_what_the_records_say() -> None:
-    assert ledger.render(RECORDS) == ledger.PAGE.read_text(), "run: python -m benchmarks.ledger"
+    assert ledger.render(RECORDS, MEASURED) == ledger.PAGE.read_text(), "run: python -m benchmarks.ledger"
 
 
 def test_whatever_a_page_links_to_exists() -> None:
@@ -75,8 +75,9 @@ def test_a_record_traces_its_number(name: str) -> None:
 def test_another_value_makes_another_page(name: str) -> None:
     page = ledger.PAGE.read_text()
     for changed in changes(RECORDS[name]):
-        assert ledger.render({**RECORDS, name: changed}) != page, changed
-    assert ledger.render({other: RECORDS[other] for other in RECORDS if other != name}) != page
+        assert ledger.render({**RECORDS, name: changed}, MEASURED) != page, changed
+    without = {other: RECORDS[other] for other in RECORDS if other != name}
+    assert ledger.render(without, MEASURED) != page
 
 
 def changes(record: Record) -> list[Record]:

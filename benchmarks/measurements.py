@@ -1,0 +1,267 @@
+"""Measurements beside training: samplers, guidance, closed forms, detectors, likelihood.
+
+usage: python -m benchmarks.measurements NAME ... --device "a CPU (x86-64, 1 thread on 2 shared cores)"
+
+A measurement is a list of commands of this repository, each of which writes its results to a file. They run
+one after the other, in a working tree without changes, and what they wrote goes to
+benchmarks/measured/NAME.json with the commit; `python -m benchmarks.ledger` makes the page of it. Models that
+the commands name are runs of the ledger, made by its commands, but for those of `before`, made here where
+they are missing.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.measured import FOLDER, Measured, Outcome, kept, save
+from scoregen.errors import UserError
+from scoregen.training.weights import provenance
+
+CACHE = "--cache runs/references"  # of statistics of real images
+
+
+@dataclass(frozen=True)
+class Case:
+    """One command, without its --out, and what a reader calls what it measures."""
+
+    name: str
+    command: str
+
+
+Before = tuple[str, str]  # a command, and the path that it makes
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Cases that share a table.
+
+    Args:
+        finding: a plain sentence or two on what the table says.
+        before: what makes what the cases need.
+    """
+
+    title: str
+    finding: str
+    cases: Sequence[Case]
+    before: Sequence[Before] = ()
+
+
+def _evaluate(name: str, model: str, options: str) -> Case:
+    return Case(name, f"python evaluate.py {model} {options}".strip())
+
+
+def _samplers(model: str, size: str, budgets: Sequence[int], names: Sequence[str]) -> list[Case]:
+    """Samplers, each `NAME key=value ...`, at the same budgets of evaluations and on the same seeds."""
+    return [
+        _evaluate(name, model, f"{size} --nfe {nfe} --sampler {name}") for nfe in budgets for name in names
+    ]
+
+
+def _teleported(nfe: int, solver: str, skip: float | None) -> Case:
+    """A solver on the exact score of CIFAR-10, from a jump down to sigma `skip` on."""
+    size = f"--sigma-s 0 --num 500 --batch 250 {CACHE} --nfe {nfe}"
+    if skip is None:
+        return _evaluate(solver, "--data cifar10", f"{size} --sampler {solver}")
+    settings = f"sigma_skip={skip:g} protocol=regrid {INNER[solver]}"
+    return _evaluate(f"{solver} from {skip:g}", "--data cifar10", f"{size} --sampler teleport {settings}")
+
+
+def _guided(model: str, options: Sequence[str]) -> list[Case]:
+    size = "--num 1000 --repeats 3 --batch 200"
+    return [_evaluate(option or "no guidance", model, f"{size} {option}") for option in options]
+
+
+def _closed_form(data: str, options: Sequence[str]) -> list[Case]:
+    size = f"--num 1000 --batch 250 --metrics fd_scatter,memorization {CACHE}"
+    return [_evaluate(f"{data} {option}", f"--data {data}", f"{size} {option}") for option in options]
+
+
+def _msma(name: str, model: str, num: int, outliers: str, count: int) -> tuple[Before, Case]:
+    """Detectors fitted to `num` training images, and how they tell `count` held-out ones from other sets."""
+    file, module = f"runs/{name}.msma", "python -m scoregen.detection.msma"
+    fit = f"{module} fit {model} --num {num} --out {file}"
+    return (fit, file), Case(name, f"{module} score {file} --outliers {outliers} --num {count}")
+
+
+def _eps(name: str, model: str, count: int, attacks: str) -> tuple[Before, Case]:
+    """A kernel fitted to attacked training images, and how it tells attacked held-out ones from clean."""
+    file, module = f"runs/{name}.eps", "python -m scoregen.detection.eps"
+    size = "--num 800 --epochs 40"
+    fit = f"{module} fit --run {model} --classifier runs/{name}_classifier {size} --out {file}"
+    return (fit, file), Case(f"{name}, attacked", f"{module} score {file} --num {count} {attacks}")
+
+
+INNER = {"heun": "", "deis": "'inner={_target_: scoregen.samplers.adams.DEISSampler}'"}  # of teleport
+DIGITS, MNIST = "pretrained/digits", "runs/mnist_edm"
+DETERMINISTIC = (
+    "auto",
+    "heun",
+    "euler",
+    "ddim",
+    "deis",
+    "dpm_2",
+    "dpmpp_2s",
+    "dpmpp_2m",
+    "dpmpp_3m",
+    "unipc",
+)
+DETERMINISTIC += ("lms", "dpm_v3", "scheduler", "teleport sigma_skip=10 protocol=regrid")
+RANDOM = ("heun s_churn=10", "euler_ancestral", "dpmpp_2m_sde", "restart")
+ESTIMATED = ("neighbours", "importance")
+LONG = ("exponential", "predictor_corrector", "langevin")  # of hundreds of steps by nature
+GUIDED = (
+    "",
+    *(f"--classifier runs/digits_classifier --classifier-weight {w}" for w in (0.5, 1, 2, 4)),
+    *(f"--autoguidance runs/digits_weak --guidance {w}" for w in (1.5, 2, 3)),
+    *(f"--autoguidance runs/digits_weak --guidance 2 --guidance-interval {i}" for i in ("0.2,2", "2,80")),
+    *(f"--discriminator runs/digits_discriminator --discriminator-weight {w}" for w in (0.5, 1)),
+    "--discriminator runs/digits_discriminator --sampler heun_boosted",
+)
+CLASSIFIER_FREE = (
+    "",
+    *(f"--guidance {w}" for w in (1.25, 1.5, 2, 3)),
+    "--guidance 2 --guidance-interval 0.2,2",
+)
+DISCRIMINATOR = "experiment=digits_discriminator objective.generated=runs/discriminated/samples.npz"
+CLASSIFIERS = {
+    "digits": ("python train.py experiment=digits_classifier", "runs/digits_classifier"),
+    "mnist": (
+        "python train.py experiment=digits_classifier data=mnist data.conditional=true name=mnist_classifier",
+        "runs/mnist_classifier",
+    ),
+}
+DETECTORS = (
+    _msma("digits", f"--run {DIGITS}", 1617, "mnist,fashion_mnist,kmnist,uniform", 180),
+    _msma("mnist", f"--run {MNIST}", 5000, "fashion_mnist,kmnist,digits,uniform", 500),
+    _msma("cifar10", "--gaussian cifar10", 5000, "mnist,fashion_mnist,kmnist,uniform,gaussian", 500),
+    _eps("digits", DIGITS, 180, "--attacks fgsm,bim,pgd,mim --epsilons 2,4,8"),
+    _eps("mnist", MNIST, 300, "--attacks fgsm,pgd --epsilons 2,4,8,16"),
+)
+
+MEASUREMENTS = {
+    "digits_samplers": Measurement(
+        "Samplers on the digits",
+        "",
+        [
+            *_samplers(f"--run {DIGITS}", "--num 1000 --repeats 3 --batch 200", (13, 35), DETERMINISTIC),
+            *_samplers(f"--run {DIGITS}", "--num 1000 --repeats 3 --batch 200", (35, 101), RANDOM),
+            *(_evaluate(name, f"--run {DIGITS}", f"--num 500 --batch 250 --sampler {name}") for name in LONG),
+        ],
+    ),
+    "mnist_samplers": Measurement(
+        "Samplers on MNIST",
+        "",
+        _samplers(f"--run {MNIST}", "--num 500 --batch 100", (13,), DETERMINISTIC),
+    ),
+    "cifar_teleportation": Measurement(
+        "Solvers and teleportation on CIFAR-10, with the exact score of its training images",
+        "",
+        [
+            _teleported(nfe, solver, skip)
+            for nfe in (11, 15, 25)
+            for solver in INNER
+            for skip in (None, 40, 20, 10, 5, 2.5)
+        ],
+    ),
+    "digits_guidance": Measurement(
+        "Guidance on the digits",
+        "",
+        [*_guided(f"--run {DIGITS}", GUIDED), *_guided("--run runs/digits_dropout", CLASSIFIER_FREE)],
+        before=(
+            CLASSIFIERS["digits"],
+            ("python train.py trainer.total=20000 name=digits_weak", "runs/digits_weak"),
+            (
+                f"python sample.py --run {DIGITS} --seeds 10000-11616 --out runs/discriminated",
+                "runs/discriminated",
+            ),
+            (f"python train.py {DISCRIMINATOR}", "runs/digits_discriminator"),
+        ),
+    ),
+    "closed_form": Measurement(
+        "Closed forms: nothing trained",
+        "",
+        [
+            *_closed_form("digits", [f"--sigma-s {s} --sampler closed_form" for s in (0, 0.3, 1, 2)]),
+            *_closed_form("digits", [f"--sigma-s {s} --sampler auto" for s in (0, 0.3, 1, 2)]),
+            *_closed_form("mnist", [f"--sigma-s {s} --sampler closed_form" for s in (0, 0.3, 1, 2)]),
+            *_closed_form("cifar10", [f"--sigma-s {s} --sampler closed_form" for s in (0, 0.3, 1, 2)]),
+            *_closed_form("cifar10", [f"--estimator {e} --sampler closed_form" for e in ESTIMATED]),
+        ],
+    ),
+    "of_the_model": Measurement(
+        "Likelihood and memorisation",
+        "",
+        [
+            _evaluate("digits", f"--run {DIGITS}", "--num 1000 --batch 200 --metrics memorization"),
+            _evaluate("MNIST", f"--run {MNIST}", "--num 500 --batch 100 --metrics memorization"),
+            _evaluate("digits", f"--run {DIGITS}", "--num 180 --batch 90 --metrics nll"),
+            _evaluate("MNIST", f"--run {MNIST}", "--num 50 --batch 50 --metrics nll"),
+        ],
+    ),
+    "detection": Measurement(
+        "Detectors",
+        "",
+        [case for _, case in DETECTORS],
+        before=(*CLASSIFIERS.values(), *(fit for fit, _ in DETECTORS)),
+    ),
+}
+
+
+def measure(measurement: Measurement, device: str) -> Measured:
+    """Run what a measurement needs, then its cases."""
+    for command, product in measurement.before:
+        if not Path(product).exists():
+            run(command)
+    origin = provenance()
+    if "git" not in origin or origin["git"].endswith("-dirty"):
+        raise UserError(f"the sources are of commit {origin.get('git', 'unknown')}: commit first")
+    return Measured(device, origin, [outcome(case) for case in measurement.cases])
+
+
+def run(command: str) -> None:
+    """Run a command of this repository; UserError where it fails."""
+    print(f"$ {command}", flush=True)
+    program, *arguments = shlex.split(command)
+    assert program == "python"
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{command}\n{done.stderr.strip()}")
+
+
+def outcome(case: Case) -> Outcome:
+    """Run one command and read what it wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json"
+        start = time.perf_counter()
+        run(f"{case.command} --out {out}")
+        seconds = round(time.perf_counter() - start, 1)
+        return Outcome(case.name, case.command, seconds, kept(json.loads(out.read_bytes())))
+
+
+def main() -> None:
+    """Make the measurements that the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"of {', '.join(MEASUREMENTS)}")
+    parser.add_argument("--device", required=True, help="what runs the commands, for the reader")
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(MEASUREMENTS):
+        parser.error(f"no such measurement: {', '.join(sorted(unknown))}; allowed: {', '.join(MEASUREMENTS)}")
+    try:
+        for name in args.names:
+            save(FOLDER / f"{name}.json", measure(MEASUREMENTS[name], args.device))
+            print(f"wrote {FOLDER / name}.json", flush=True)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -16,10 +16,11 @@ from scoregen.build import build_data
 from scoregen.cli.records import read_records
 from scoregen.errors import UserError
 from scoregen.evaluation.features import build_extractor
+from scoregen.files import sha256
 from scoregen.report.run import training_seconds
 from scoregen.training.loggers import read_log
 from scoregen.training.summary import SUMMARY
-from scoregen.training.weights import sha256, weights_hash
+from scoregen.training.weights import weights_hash
 
 METRIC = "fd_scatter"
 PICTURES = Path("docs/images/results")

@@ -25,6 +25,7 @@ from scoregen.distillers.base import Distiller
 from scoregen.distillers.build import build_distiller
 from scoregen.distillers.teacher import follow_teacher
 from scoregen.errors import UserError
+from scoregen.files import write_whole
 from scoregen.model import ModelSpec, build_denoiser
 from scoregen.networks.energy import EnergyNetwork
 from scoregen.objectives.base import Objective
@@ -45,7 +46,7 @@ from scoregen.training.phases import Method
 from scoregen.training.role import Role
 from scoregen.training.step import TrainStep
 from scoregen.training.trainer import Trainer
-from scoregen.training.weights import provenance, write_whole
+from scoregen.training.weights import provenance
 
 log = logging.getLogger(__name__)
 

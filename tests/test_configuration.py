@@ -100,7 +100,7 @@ def test_text_that_is_no_configuration_is_refused_by_its_file(text: str) -> None
     [
         "precond._target_=os.system",
         "network.anything=[{_target_: torch.load, f: x}]",
-        "data.deep.down._target_=scoregen.training.weights.write_file",
+        "data.deep.down._target_=scoregen.files.write_file",
         "sampler._target_=scoregen.training.lock.Path",
     ],
 )

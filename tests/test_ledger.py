@@ -14,7 +14,7 @@ from benchmarks.recorder import PICTURE_BYTES, PICTURES, Told, from_run
 from scoregen import config
 from scoregen.data.digits import load_digits
 from scoregen.errors import UserError
-from scoregen.training.weights import sha256
+from scoregen.files import sha256
 
 RECORDS, MEASURED = ledger.load_all(), measured.load_all()
 TOLD = Told(

@@ -24,13 +24,13 @@ from scoregen.denoisers.base import Denoiser
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.denoisers.smoothed import training_set
 from scoregen.errors import UserError
+from scoregen.files import write_whole
 from scoregen.images import make_grid, picture, to_png, to_uint8
 from scoregen.parallel import Parallel
 from scoregen.rng import SampleRng
 from scoregen.samplers.base import Sampler
 from scoregen.samplers.generate import Samples, generate
 from scoregen.samplers.views import interpolate_noise, trajectory
-from scoregen.training.weights import write_whole
 
 VIEW_COLUMNS = 10
 COPY_DISTANCE = 1 / 127.5  # root mean square, one level of uint8: what the eye takes for the same image

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from scoregen.data.base import to_model_range
 from scoregen.errors import UserError
+from scoregen.files import write_whole
 from scoregen.images import to_png
 from scoregen.samplers.generate import Samples
-from scoregen.training.weights import write_whole
 
 
 class ImageDump:

@@ -24,7 +24,7 @@ def read_records(file: Path) -> list[Record]:
 
 def add_records(file: Path, records: Sequence[Record]) -> None:
     """Add records to a file, whole or not at all."""
-    from scoregen.training.weights import write_whole
+    from scoregen.files import write_whole
 
     everything = [*read_records(file), *records]
     write_whole(file, (json.dumps(everything, indent=1) + "\n").encode())

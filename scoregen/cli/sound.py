@@ -11,9 +11,9 @@ from torch import Tensor
 from scoregen.build import build_data
 from scoregen.data.conditions import Conditions, conditions_of
 from scoregen.data.sound import SoundDataset
+from scoregen.files import write_whole
 from scoregen.images import picture, to_png
 from scoregen.samplers.generate import Samples
-from scoregen.training.weights import write_whole
 
 if TYPE_CHECKING:
     from scoregen.cli.source import Source

@@ -16,10 +16,10 @@ from scoregen import config
 from scoregen.cli.entry import DONE, INTERRUPTED, WRONG_INPUT
 from scoregen.cli.train import check, run
 from scoregen.errors import UserError
+from scoregen.files import write_whole
 from scoregen.parallel import world_size
 from scoregen.training.loggers import flatten
 from scoregen.training.summary import read_summary
-from scoregen.training.weights import write_whole
 
 if TYPE_CHECKING:
     from scoregen.launch import SlurmLauncher

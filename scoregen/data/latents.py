@@ -16,9 +16,10 @@ from torch import Tensor
 
 from scoregen.data.autoencoder import Autoencoder
 from scoregen.data.base import ArrayDataset, Batch, Dataset, labels_of, to_model_range
-from scoregen.data.cache import cache_folder, one_at_a_time, written_whole
+from scoregen.data.cache import cache_folder, one_at_a_time
 from scoregen.data.stream import Stream
 from scoregen.errors import UserError
+from scoregen.files import written_whole
 from scoregen.rng import BatchRng, Rng, SampleRng
 
 VERSION = 1  # of the form of kept latents

@@ -19,12 +19,13 @@ from itertools import product
 from pathlib import Path
 
 from scoregen.data.base import ArrayDataset, Split, split_off
-from scoregen.data.cache import cache_folder, written_whole
+from scoregen.data.cache import cache_folder
 from scoregen.data.decode import Crop, Fit, Mode
 from scoregen.data.folder import ImageFiles, hold
 from scoregen.data.locate import find_path, resolve_root
 from scoregen.data.sources import Listing, is_image, numbered_classes
 from scoregen.errors import UserError
+from scoregen.files import written_whole
 from scoregen.ranges import Fraction, NonNegative, PositiveInt
 
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from scoregen.data.base import Dataset, labels_of
-from scoregen.data.cache import written_whole
 from scoregen.denoisers.gaussian import ClassGaussianDenoiser, GaussianDenoiser
 from scoregen.denoisers.int8 import has_fast_int8, int8_product
 from scoregen.errors import UserError
+from scoregen.files import written_whole
 
 CHUNK = 1024  # samples a time: sums of so many squared levels below 129 are exact in float32
 MAX_DIM = 16_384  # a float64 covariance of 2 GiB

@@ -151,7 +151,7 @@ def _fit(args: argparse.Namespace) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
-    from scoregen.training.weights import write_whole
+    from scoregen.files import write_whole
 
     levels = _epsilons(args.epsilons)
     detector = EpsDetector.load(args.detector)

@@ -186,8 +186,8 @@ def _fit(args: argparse.Namespace) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
+    from scoregen.files import write_whole
     from scoregen.parallel import Parallel
-    from scoregen.training.weights import write_whole
 
     sets = args.outliers.split(",")
     check_sets(sets)

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoregen.data.cache import written_whole
 from scoregen.errors import UserError
 from scoregen.evaluation.features import Extractor
 from scoregen.evaluation.frechet import Gaussian, Moments
 from scoregen.evaluation.processes import Alone, Processes
 from scoregen.evaluation.running import Storable
+from scoregen.files import written_whole
 
 Kind = type[Storable[Any]]
 Wanted = Mapping[str, tuple[Kind, ...]]  # the summaries that are needed of each layer

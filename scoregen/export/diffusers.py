@@ -123,7 +123,7 @@ def _flattened(node: Any, modules: set[str]) -> Any:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    from scoregen.training.weights import write_whole
+    from scoregen.files import write_whole
 
     write_whole(
         path, (json.dumps({"_diffusers_version": version("diffusers"), **content}, indent=2) + "\n").encode()
@@ -131,7 +131,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _write_texts(folder: Path, files: dict[str, str]) -> None:
-    from scoregen.training.weights import write_whole
+    from scoregen.files import write_whole
 
     for name, text in files.items():
         write_whole(folder / name, text.encode())
@@ -140,7 +140,7 @@ def _write_texts(folder: Path, files: dict[str, str]) -> None:
 def write_card(source: "Source", out: Path, *, path: str, license_name: str) -> None:
     """Write README.md, the model card, with the metrics that the run folder holds."""
     from scoregen.export.card import model_card
-    from scoregen.training.weights import write_whole
+    from scoregen.files import write_whole
 
     metrics = None if source.run_dir is None else source.run_dir / "metrics.json"
     data = source.cfg.data["_target_"].rpartition(".")[2].removeprefix("load_")

@@ -14,12 +14,12 @@ from scoregen.denoisers.base import Denoiser
 from scoregen.errors import UserError
 from scoregen.evaluation.copies import LARGEST
 from scoregen.evaluation.memorization import TrainingSet, closest_pairs
+from scoregen.files import write_whole
 from scoregen.images import picture, to_png
 from scoregen.report.page import Content, Picture, render
 from scoregen.samplers.base import Sampler
 from scoregen.samplers.generate import Samples, generate
 from scoregen.training.loggers import read_log
-from scoregen.training.weights import write_whole
 
 if TYPE_CHECKING:
     from scoregen.cli.source import Source

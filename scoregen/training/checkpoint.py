@@ -25,19 +25,15 @@ from typing import Any
 import torch
 
 from scoregen.errors import UserError
+from scoregen.files import file_facts, fsync_folder, full_disk_told, sha256, write_file
 from scoregen.training.weights import (
     Weights,
     count_bytes,
-    file_facts,
-    fsync_folder,
-    full_disk_told,
     load_weights,
     provenance,
     read_weights,
     serialise,
-    sha256,
     weights_hash,
-    write_file,
 )
 
 __all__ = [

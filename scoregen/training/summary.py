@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from scoregen.errors import UserError
+from scoregen.files import write_whole
 from scoregen.training.checkpoint import latest_checkpoint
 from scoregen.training.loggers import read_log
-from scoregen.training.weights import weights_hash, write_whole
+from scoregen.training.weights import weights_hash
 
 SUMMARY = "summary.json"
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from scoregen import config
 from scoregen.errors import UserError
+from scoregen.files import write_whole
 from scoregen.objectives.base import SIGMA_EDGES
 from scoregen.ranges import Positive
 from scoregen.training.loggers import Scalars, flatten, is_by_sigma, read_log
-from scoregen.training.weights import provenance, write_whole
+from scoregen.training.weights import provenance
 
 log = logging.getLogger(__name__)
 

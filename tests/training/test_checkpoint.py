@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from scoregen import files
 from scoregen.errors import UserError
 from scoregen.training import checkpoint, weights
 from scoregen.training.checkpoint import (
@@ -121,7 +122,7 @@ class Killer:
         self.lives = lives
         for module, name in ((os, "fsync"), (os, "rename"), (os, "mkdir"), (shutil, "rmtree")):
             monkeypatch.setattr(module, name, self.mortal(getattr(module, name)))
-        monkeypatch.setattr(weights, "open", self.open, raising=False)
+        monkeypatch.setattr(files, "open", self.open, raising=False)
 
     def tick(self) -> None:
         self.lives -= 1
@@ -287,7 +288,7 @@ def test_a_disk_known_to_be_too_small_is_not_written_to(
 ) -> None:
     large = content(200) | {"weights": {"model": {"w": torch.zeros(1_000_000)}}}
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2_500_000))
-    monkeypatch.setattr(weights, "write_file", raiser(AssertionError("written")))
+    monkeypatch.setattr(checkpoint, "write_file", raiser(AssertionError("written")))
     with pytest.raises(UserError, match=r"needs 4\.0 MB, 2\.5 MB are free"):
         save_checkpoint(tmp_path, 200, **large)
     assert names(tmp_path) == []

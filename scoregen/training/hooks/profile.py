@@ -10,11 +10,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from scoregen.errors import UserError
+from scoregen.files import write_whole
 from scoregen.machine import machine_name, matrix_rate, peak_memory_gb, synchronize
 from scoregen.ranges import PositiveInt
 from scoregen.training.hooks.base import Hook
 from scoregen.training.phases import MicroBatch, Phase
-from scoregen.training.weights import write_whole
 
 if TYPE_CHECKING:
     from scoregen.training.trainer import Trainer

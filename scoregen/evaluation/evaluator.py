@@ -1,7 +1,7 @@
 """Judge streams of images by any metrics, each image's features computed once."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Evaluator:
         }
         for name, metric in self.metrics.items():
             _check_layer(name, metric, self.extractors[metric.extractor])
+        self.real_size = _size_of(reference)
         self.references: dict[Place, Reference] = {}
         for name, extractor in self.extractors.items():
             found = self._references(name, extractor, reference, cache)
@@ -76,13 +77,19 @@ class Evaluator:
             for place, start in running
         }
         rank, world, seen = self.processes.rank, self.processes.world, 0
+        size = self.real_size
         for batch in images:
+            size = tuple(batch.shape[2:])
             index = rank + world * np.arange(seen, seen + len(batch))
             features = {name: extractor.features(batch) for name, extractor in self.extractors.items()}
             for (place, _), accumulator in accumulators.items():
                 accumulator.update(features[place[0]][place[1]], index)
             seen += len(batch)
-        return self._results(accumulators)
+        results = self._results(accumulators)
+        if self.real_size not in (None, size):
+            warning = f"images of {size} pixels against real ones of {self.real_size}: the size counts, too"
+            results = {name: _warned(result, warning) for name, result in results.items()}
+        return results
 
     def _results(self, accumulators: Mapping[Any, Any]) -> dict[str, Result]:
         """Every process reduces all accumulators in one order, that of the metrics."""
@@ -151,6 +158,19 @@ class Evaluator:
 
     def _extractor(self, place: Place) -> Extractor:
         return self.extractors[place[0]]
+
+
+def _size_of(reference: Images | Path | None) -> tuple[int, ...] | None:
+    """Height and width of real images; None where there are none, or only their statistics."""
+    if reference is None or isinstance(reference, Path):
+        return None
+    return tuple(reference.fetch(torch.zeros(1, dtype=torch.long)).x.shape[2:])
+
+
+def _warned(result: Result, warning: str) -> Result:
+    """A result with one more note, where it compares with real images."""
+    notes = filter(None, (result.note, warning))
+    return replace(result, note="; ".join(notes)) if result.reference else result
 
 
 def _notes(name: str, metric: Metric, score: Score, reference: Reference | None) -> Iterator[str]:

@@ -87,6 +87,12 @@ def test_few_images_are_scored_with_a_warning(digits: Tensor) -> None:
         evaluate([digits[:1]], ["fd_scatter"], Held(digits))
 
 
+def test_images_of_another_size_are_scored_with_a_warning(digits: Tensor) -> None:
+    enlarged = digits.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    (result,) = evaluate([enlarged], ["fd_scatter"], Held(digits)).values()
+    assert result.note == "images of (16, 16) pixels against real ones of (8, 8): the size counts, too"
+
+
 def test_features_are_computed_once_for_all_metrics_of_an_extractor(
     digits: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

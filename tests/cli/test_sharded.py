@@ -30,14 +30,17 @@ def train(run: Run, call: Run) -> Train:
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """Losses to 1e-6, and averages under the same names."""
+    """Losses to 1e-6, and averages of the same names to 1e-4."""
     for ours, theirs in zip(log_of(a), log_of(b), strict=True):
         for name in {"loss", "heldout_loss"} & ours.keys():
             assert ours[name] == pytest.approx(theirs[name], rel=1e-6)
     mine, other = (
         load_file(max((folder / "checkpoints").iterdir()) / "ema.safetensors") for folder in (a, b)
     )
-    torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+    assert mine.keys() == other.keys()
+    for name, value in other.items():
+        # By its norm: Adam makes much of the rounding of single gradients next to 0.
+        assert (mine[name] - value).norm() <= 1e-4 * value.norm(), name
 
 
 def test_two_processes_with_parts_train_what_one_does_which_goes_on_from_them(

@@ -5,6 +5,7 @@ Order of data, randomness and checkpoints stay ours, because accelerate's own do
 
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -96,6 +97,8 @@ class Parallel:
             return module.to(self.device)
         if self.sharded:
             return shard(module.to(self.device), self.world)
+        # Kernels of 1 x 1 have two strides that mean the same; torch takes that for a loss of speed, once.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         wrapped: nn.Module = self._accelerator.prepare_model(module)
         return wrapped
 

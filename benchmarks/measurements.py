@@ -118,16 +118,13 @@ ESTIMATED = ("neighbours", "importance")
 LONG = ("exponential", "predictor_corrector", "langevin")  # of hundreds of steps by nature
 GUIDED = (
     "",
+    *(f"--guidance {w}" for w in (1.25, 1.5, 2, 3)),
+    *(f"--guidance 2 --guidance-interval {i}" for i in ("0.2,2", "2,80")),
     *(f"--classifier runs/digits_classifier --classifier-weight {w}" for w in (0.5, 1, 2, 4)),
     *(f"--autoguidance runs/digits_weak --guidance {w}" for w in (1.5, 2, 3)),
     *(f"--autoguidance runs/digits_weak --guidance 2 --guidance-interval {i}" for i in ("0.2,2", "2,80")),
     *(f"--discriminator runs/digits_discriminator --discriminator-weight {w}" for w in (0.5, 1)),
     "--discriminator runs/digits_discriminator --sampler heun_boosted",
-)
-CLASSIFIER_FREE = (
-    "",
-    *(f"--guidance {w}" for w in (1.25, 1.5, 2, 3)),
-    "--guidance 2 --guidance-interval 0.2,2",
 )
 DISCRIMINATOR = "experiment=digits_discriminator objective.generated=runs/discriminated/samples.npz"
 CLASSIFIERS = {
@@ -173,7 +170,7 @@ MEASUREMENTS = {
     "digits_guidance": Measurement(
         "Guidance on the digits",
         "",
-        [*_guided(f"--run {DIGITS}", GUIDED), *_guided("--run runs/digits_dropout", CLASSIFIER_FREE)],
+        _guided(f"--run {DIGITS}", GUIDED),
         before=(
             CLASSIFIERS["digits"],
             ("python train.py trainer.total=20000 name=digits_weak", "runs/digits_weak"),

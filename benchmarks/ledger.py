@@ -51,8 +51,7 @@ devices, the commits of copies without history and the sentence about each numbe
 Measurements with pages of their own, written by their scripts: [FID of real images](fid_bias.md),
 [solvers on trained models](trained_solvers.md), [one-step students compared](distiller_results.md),
 [where distillers come to rest](distiller_fixed_points.md), [errors of learned scores](score_matching.md),
-[speed](performance.md). With commands on their pages: [likelihood](likelihood.md),
-[memorisation](memorization.md), [detection](detection.md).
+[speed](performance.md).
 """
 HEADS = ("run", "data", "method", "fd_scatter", "n", "floor", "NFE", "images", "minutes", "published")
 

@@ -40,8 +40,8 @@ SUITES: dict[str, tuple[str, list[str]]] = {
         ["--batch", "8", "--repeats", ROUNDS, "--device", DEVICE, "--threads", THREADS],
     ),
     "frechet": (
-        "Metrics: Frechet distance of 1,024 features",
-        ["--dim", "1024", "--repeats", ROUNDS, "--threads", THREADS],
+        "Metrics: Frechet distance of 2,048 features",
+        ["--dim", "2048", "--repeats", ROUNDS, "--threads", THREADS],
     ),
     "closed_form": (
         "The training set as a denoiser",

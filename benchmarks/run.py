@@ -37,7 +37,7 @@ SUITES: dict[str, tuple[str, list[str]]] = {
     "sampler_overhead": ("A solver's step beyond the denoiser", ["--rounds", ROUNDS, "--threads", THREADS]),
     "features": (
         "Metrics: Inception features",
-        ["--batch", "8", "--repeats", ROUNDS, "--device", DEVICE, "--threads", THREADS],
+        ["--repeats", ROUNDS, "--device", DEVICE, "--threads", THREADS],
     ),
     "frechet": (
         "Metrics: Frechet distance of 2,048 features",

@@ -18,11 +18,13 @@ class Outcome:
     """What one command came to.
 
     Args:
-        name: of the case, as a reader knows it.
+        name: of the case, as a reader knows it: its row in the table.
+        column: where its first number stands; empty where each of its numbers has a column of its own.
         results: what the command wrote: the list of evaluate.py, or the table of a detection command.
     """
 
     name: str
+    column: str
     command: str
     seconds: float
     results: Any
@@ -69,13 +71,15 @@ def kept(written: Any) -> Any:
 
 
 def table(measured: Measured) -> str:
-    """A row for each number of images, in the order of the cases; a column for each metric or detector."""
-    rows = [row for outcome in measured.outcomes for row in _rows(outcome)]
-    columns = list(dict.fromkeys(column for _, cells in rows for column in cells))
+    """A row for each name, in the order of the cases; a column for each metric, detector or budget."""
+    rows: dict[str, dict[str, str]] = {}
+    for outcome in measured.outcomes:
+        for name, cells in _rows(outcome):
+            rows.setdefault(name, {}).update(cells)
+    columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
     lines = [f"| | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
-    lines += [
-        f"| {name} | {' | '.join(cells.get(column, '') for column in columns)} |" for name, cells in rows
-    ]
+    for name, cells in rows.items():
+        lines.append(f"| {name} | {' | '.join(cells.get(column, '') for column in columns)} |")
     return "\n".join(lines)
 
 
@@ -95,7 +99,9 @@ def protocols(outcome: Outcome) -> list[str]:
 
 def _rows(outcome: Outcome) -> Iterator[tuple[str, dict[str, str]]]:
     results = outcome.results
-    if isinstance(results, list):
+    if outcome.column:
+        yield outcome.name, {outcome.column: number(results[0])}
+    elif isinstance(results, list):
         yield outcome.name, _metrics(results)
     elif "separation" in results:
         for name, detectors in results["separation"].items():

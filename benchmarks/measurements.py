@@ -29,10 +29,11 @@ CACHE = "--cache runs/references"  # of statistics of real images
 
 @dataclass(frozen=True)
 class Case:
-    """One command, without its --out, and what a reader calls what it measures."""
+    """One command, without its --out, and where a reader finds its number: see `Outcome`."""
 
     name: str
     command: str
+    column: str = ""
 
 
 Before = tuple[str, str]  # a command, and the path that it makes
@@ -53,14 +54,16 @@ class Measurement:
     before: Sequence[Before] = ()
 
 
-def _evaluate(name: str, model: str, options: str) -> Case:
-    return Case(name, f"python evaluate.py {model} {options}".strip())
+def _evaluate(name: str, model: str, options: str, column: str = "") -> Case:
+    return Case(name, f"python evaluate.py {model} {options}".strip(), column)
 
 
 def _samplers(model: str, size: str, budgets: Sequence[int], names: Sequence[str]) -> list[Case]:
     """Samplers, each `NAME key=value ...`, at the same budgets of evaluations and on the same seeds."""
     return [
-        _evaluate(name, model, f"{size} --nfe {nfe} --sampler {name}") for nfe in budgets for name in names
+        _evaluate(name, model, f"{size} --nfe {nfe} --sampler {name}", f"{nfe} evaluations")
+        for nfe in budgets
+        for name in names
     ]
 
 
@@ -68,9 +71,10 @@ def _teleported(nfe: int, solver: str, skip: float | None) -> Case:
     """A solver on the exact score of CIFAR-10, from a jump down to sigma `skip` on."""
     size = f"--sigma-s 0 --num 500 --batch 250 {CACHE} --nfe {nfe}"
     if skip is None:
-        return _evaluate(solver, "--data cifar10", f"{size} --sampler {solver}")
+        return _evaluate(solver, "--data cifar10", f"{size} --sampler {solver}", f"{nfe} evaluations")
     settings = f"sigma_skip={skip:g} protocol=regrid {INNER[solver]}"
-    return _evaluate(f"{solver} from {skip:g}", "--data cifar10", f"{size} --sampler teleport {settings}")
+    options = f"{size} --sampler teleport {settings}"
+    return _evaluate(f"{solver} from {skip:g}", "--data cifar10", options, f"{nfe} evaluations")
 
 
 def _guided(model: str, options: Sequence[str]) -> list[Case]:
@@ -115,7 +119,7 @@ DETERMINISTIC = (
 DETERMINISTIC += ("lms", "dpm_v3", "scheduler", "teleport sigma_skip=10 protocol=regrid")
 RANDOM = ("heun s_churn=10", "euler_ancestral", "dpmpp_2m_sde", "restart")
 ESTIMATED = ("neighbours", "importance")
-LONG = ("exponential", "predictor_corrector", "langevin")  # of hundreds of steps by nature
+LONG = {"exponential": 200, "predictor_corrector": 1000, "langevin": 500}  # evaluations by default
 GUIDED = (
     "",
     *(f"--guidance {w}" for w in (1.25, 1.5, 2, 3)),
@@ -149,7 +153,12 @@ MEASUREMENTS = {
         [
             *_samplers(f"--run {DIGITS}", "--num 1000 --repeats 3 --batch 200", (13, 35), DETERMINISTIC),
             *_samplers(f"--run {DIGITS}", "--num 1000 --repeats 3 --batch 200", (35, 101), RANDOM),
-            *(_evaluate(name, f"--run {DIGITS}", f"--num 500 --batch 250 --sampler {name}") for name in LONG),
+            *(
+                _evaluate(
+                    f"{name}, {nfe:,}", f"--run {DIGITS}", f"--num 500 --batch 250 --sampler {name}", "more"
+                )
+                for name, nfe in LONG.items()
+            ),
         ],
     ),
     "mnist_samplers": Measurement(
@@ -239,7 +248,7 @@ def outcome(case: Case) -> Outcome:
         start = time.perf_counter()
         run(f"{case.command} --out {out}")
         seconds = round(time.perf_counter() - start, 1)
-        return Outcome(case.name, case.command, seconds, kept(json.loads(out.read_bytes())))
+        return Outcome(case.name, case.column, case.command, seconds, kept(json.loads(out.read_bytes())))
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ def test_every_measurement_was_made() -> None:
 
 @pytest.mark.parametrize("name", MEASURED)
 def test_what_was_run_is_what_is_planned(name: str) -> None:
-    made = [Case(outcome.name, outcome.command) for outcome in MEASURED[name].outcomes]
+    made = [Case(outcome.name, outcome.command, outcome.column) for outcome in MEASURED[name].outcomes]
     assert made == list(MEASUREMENTS[name].cases)
     assert re.fullmatch("[0-9a-f]{40}", MEASURED[name].origin["git"])
 
@@ -85,8 +85,10 @@ def evaluated(name: str, *values: float, nfe: int = 9, **details: float) -> dict
 
 def test_a_row_for_each_command_and_a_column_for_each_number() -> None:
     outcomes = [
-        Outcome("a", "python a", 1.0, [evaluated("fd", 1.0, 3.0), evaluated("copies", 0.25, nearest=7.0)]),
-        Outcome("b", "python b", 1.0, [evaluated("fd", 2.5, nfe=11)]),
+        Outcome(
+            "a", "", "python a", 1.0, [evaluated("fd", 1.0, 3.0), evaluated("copies", 0.25, nearest=7.0)]
+        ),
+        Outcome("b", "", "python b", 1.0, [evaluated("fd", 2.5, nfe=11)]),
     ]
     assert table(Measured("a CPU", {}, outcomes)).splitlines() == [
         "| | fd | copies | nearest | n | NFE |",
@@ -96,11 +98,24 @@ def test_a_row_for_each_command_and_a_column_for_each_number() -> None:
     ]
 
 
+def test_a_column_for_each_budget() -> None:
+    outcomes = [
+        Outcome(name, f"{nfe} evaluations", "python a", 1.0, [evaluated("fd", 1.0 + nfe, nfe=nfe)])
+        for nfe in (9, 11)
+        for name in ("heun", "deis")
+        if (name, nfe) != ("deis", 11)
+    ]
+    assert table(Measured("a CPU", {}, outcomes)).splitlines()[::2] == [
+        "| | 9 evaluations | 11 evaluations |",
+        "| heun | 10.0 | 12.0 |",
+    ]
+
+
 def test_a_row_for_each_set_of_outliers_and_each_attack() -> None:
     separation = {"auroc": 0.91, "fpr95": 0.125, "error": 0.1, "tpr": [0.5, 0.6, 0.7]}
     sets = {"model": {}, "separation": {"kmnist": {"knn": separation}}}
     attacks = {"model": {}, "table": {"fgsm 2/255": {"changed": 0.05, "eps": separation}}}
-    outcomes = [Outcome("mnist", "python a", 1.0, sets), Outcome("digits", "python b", 1.0, attacks)]
+    outcomes = [Outcome("mnist", "", "python a", 1.0, sets), Outcome("digits", "", "python b", 1.0, attacks)]
     assert table(Measured("a CPU", {}, outcomes)).splitlines() == [
         "| | knn: AUROC / FPR@95 (%) | changed answers (%) | eps: AUROC / TPR@1% (%) |",
         "|---|--:|--:|--:|",

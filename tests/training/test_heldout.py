@@ -2,6 +2,7 @@
 
 from math import exp
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +43,11 @@ class Run:
     def __exit__(self, *_: object) -> None: ...
 
 
+def levels(row: dict[str, Any], key: str) -> list[float]:
+    """The values of one key, by noise level."""
+    return list(row[f"heldout_{key}_by_sigma"].values())
+
+
 def test_the_memorising_denoiser_is_told_from_the_one_of_the_population(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -50,17 +56,18 @@ def test_the_memorising_denoiser_is_told_from_the_one_of_the_population(
     run = Run(EmpiricalDenoiser(data("train").x))
     hook(run)
     row = run.rows[0]
-    gap, loss = row["heldout_gap_by_sigma"], row["heldout_loss_by_sigma"]
+    assert list(row["heldout_loss_by_sigma"]) == ["0_0.2", "1_0.632", "2_2"]
+    gap, loss = levels(row, "gap"), levels(row, "loss")
     assert loss[0] == pytest.approx(13.36, rel=0.15)
     assert loss[0] - gap[0] == pytest.approx(0.002, abs=0.01)
     assert loss[2] - gap[2] == pytest.approx(0.938, rel=0.1)
-    assert row["heldout_memorised_by_sigma"] == [True, True, False]
+    assert levels(row, "memorised") == [True, True, False]
     assert "memorises at sigma 0.2, 0.63" in capsys.readouterr().out
     run.denoiser = GaussianDenoiser(torch.zeros(8), torch.tensor(1.0))
     hook(run)
-    assert run.rows[1]["heldout_memorised_by_sigma"] == [False, False, False]
-    assert run.rows[1]["heldout_loss_by_sigma"] == pytest.approx([1.0] * 3, rel=0.1)
-    assert run.rows[1]["heldout_stale_by_sigma"][:2] == [0, 0]
+    assert levels(run.rows[1], "memorised") == [False, False, False]
+    assert levels(run.rows[1], "loss") == pytest.approx([1.0] * 3, rel=0.1)
+    assert levels(run.rows[1], "stale")[:2] == [0, 0]
     assert "memorises" not in capsys.readouterr().out
 
 
@@ -76,13 +83,13 @@ def test_the_floor_is_the_lowest_held_out_loss_so_far() -> None:
     hook(run)
     run.denoiser = empirical
     hook(run)
-    assert run.rows[1]["heldout_memorised_by_sigma"][:2] == [True, True]
-    assert run.rows[1]["heldout_stale_by_sigma"] == [1, 1, 1]
+    assert levels(run.rows[1], "memorised")[:2] == [True, True]
+    assert levels(run.rows[1], "stale") == [1, 1, 1]
     assert not run.rows[1]["heldout_improved"]
     run.denoiser = lambda x, sigma, cond: empirical(x, sigma) + 0.24  # at .2, training loss 1.5, held-out 15
     hook(run)
-    assert run.rows[2]["heldout_gap_by_sigma"][0] > 10
-    assert not run.rows[2]["heldout_memorised_by_sigma"][0]
+    assert levels(run.rows[2], "gap")[0] > 10
+    assert not levels(run.rows[2], "memorised")[0]
 
 
 def test_chance_is_not_taken_for_memory() -> None:

@@ -74,16 +74,21 @@ class HeldoutHook(Hook):
         trainer.heldout_loss = float(heldout.mean())
         trainer.log(
             {
-                "heldout_loss": _rounded(heldout.mean()),
-                "heldout_loss_by_sigma": _rounded(heldout.mean(0)),
-                "heldout_gap_by_sigma": _rounded(heldout.mean(0) - train.mean(0)),
+                "heldout_loss": _rounded(heldout.mean().item()),
+                "heldout_loss_by_sigma": self._by_level(heldout.mean(0)),
+                "heldout_gap_by_sigma": self._by_level(heldout.mean(0) - train.mean(0)),
                 "heldout_improved": self._stale[-1].item() == 0,
-                "heldout_stale_by_sigma": self._stale[:-1].tolist(),
-                "heldout_memorised_by_sigma": memorised.tolist(),
+                "heldout_stale_by_sigma": self._by_level(self._stale[:-1]),
+                "heldout_memorised_by_sigma": self._by_level(memorised),
             }
         )
         if trainer.parallel.is_main:
             print(f"{trainer.nimg:>12,} {self._line(trainer.heldout_loss, memorised)}", flush=True)
+
+    def _by_level(self, values: Tensor) -> dict[str, float]:
+        """Values [levels] for the log, each under its place and noise level: `4_0.0974`."""
+        names = (f"{k}_{sigma:.3g}" for k, sigma in enumerate(self.sigmas.tolist()))
+        return {name: _rounded(value) for name, value in zip(names, values.tolist(), strict=True)}
 
     def _line(self, loss: float, memorised: Tensor) -> str:
         """The evaluation in words."""
@@ -169,7 +174,6 @@ def is_memorised(train: Tensor, heldout: Tensor) -> Tensor:
     return heldout.mean(0) - train.mean(0) > 3 * error
 
 
-def _rounded(values: Tensor) -> Any:
-    """Values for the log, with 8 digits."""
-    plain = values.tolist()
-    return [float(f"{v:.8g}") for v in plain] if isinstance(plain, list) else float(f"{plain:.8g}")
+def _rounded(value: float) -> float:
+    """A number for the log, with 8 digits; counts and answers as they are."""
+    return float(f"{value:.8g}") if isinstance(value, float) else value

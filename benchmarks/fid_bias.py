@@ -100,7 +100,8 @@ def measure(train: Features, test: Features) -> Report:
     """Score test against training images, and subsets of both against reference sets without them."""
     scores = []
     for name in SCORES:
-        scores.append(f"| {name} | {told(name, test, train)} |")
+        title = METRICS[name].name(name, len(test["pool"]))
+        scores.append(f"| {title} | {told(name, test, train)} |")
         print(scores[-1], flush=True)
     whole = gaussian_of(train["pool"])
     half = len(train["pool"]) // 2
@@ -182,7 +183,7 @@ def main() -> None:
             "torch": torch.__version__,
             "test": len(test["pool"]),
             "train": len(train["pool"]),
-            "published": f"; the published FID is about {PUBLISHED}" if whole else "",
+            "published": f"; others found an FID of about {PUBLISHED}" if whole else "",
             "scores": "\n".join(report.scores),
             "sizes": "\n".join(report.sizes),
             "repeats": REPEATS,

@@ -35,7 +35,7 @@ PREAMBLE = """\
 Written by `python -m benchmarks.ledger` from [benchmarks/records](../benchmarks/records). Each number is
 one of a record, which `python -m benchmarks.ledger add` makes from a finished run, after it has checked
 that the run's configuration is what the command shown here composes to. Only the names of methods and
-devices, the commits of copies without history and the sentence about each number are written by hand.
+devices, and the sentence about each number, are written by hand.
 
 - **fd_scatter** is this project's own distance ([evaluation](evaluation.md)), not FID; smaller is
   better. Mean ± standard deviation over disjoint ranges of seeds; without ±, one range. Values compare
@@ -46,7 +46,7 @@ devices, the commits of copies without history and the sentence about each numbe
   protocol is FID of 50,000 samples against the named statistics, and no run here has been measured so;
   `fid_<n>` under some runs is FID of n samples, larger than that of 50,000, and compares at equal n only.
 - Every run has one training seed: ± is the spread of sampling, not of training anew.
-- **Commit**: of the sources; *before* one where the copy that ran did not know its own.
+- **Commit**: of the sources; *before X* where they did not know their own, but are older than X.
 
 Measurements with pages of their own, written by their scripts: [FID of real images](fid_bias.md),
 [solvers on trained models](trained_solvers.md), [one-step students compared](distiller_results.md),

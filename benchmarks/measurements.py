@@ -201,12 +201,18 @@ MEASUREMENTS = {
             *_closed_form("cifar10", [f"--estimator {e} --sampler closed_form" for e in ESTIMATED]),
         ],
     ),
-    "of_the_model": Measurement(
-        "Likelihood and memorisation",
+    "memorisation": Measurement(
+        "Memorisation",
         "",
         [
             _evaluate("digits", f"--run {DIGITS}", "--num 1000 --batch 200 --metrics memorization"),
             _evaluate("MNIST", f"--run {MNIST}", "--num 500 --batch 100 --metrics memorization"),
+        ],
+    ),
+    "likelihood": Measurement(
+        "Likelihood of held-out images",
+        "",
+        [
             _evaluate("digits", f"--run {DIGITS}", "--num 180 --batch 90 --metrics nll"),
             _evaluate("MNIST", f"--run {MNIST}", "--num 50 --batch 50 --metrics nll"),
         ],

@@ -11,6 +11,7 @@ from scoregen.errors import UserError
 from scoregen.evaluation.result import protocol
 
 FOLDER = Path("benchmarks/measured")
+SHOWN = ("median_levels", "authentic_pixels", "c_t_pixels", "standard_error")  # of a metric's details
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def _rows(outcome: Outcome) -> Iterator[tuple[str, dict[str, str]]]:
 
 def _metrics(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     cells = {result["name"]: number(result) for result in results}
-    cells |= {key: f"{value:.3g}" for result in results for key, value in result["details"].items()}
+    details = ((key, value) for result in results for key, value in result["details"].items())
+    cells |= {key: f"{value:.3g}" for key, value in details if key in SHOWN}
     first = results[0]
     return cells | {"n": f"{first['n']:,}", **({"NFE": f"{first['nfe']}"} if "nfe" in first else {})}
 

@@ -205,9 +205,11 @@ MEASUREMENTS = {
         [
             *_closed_form("digits", [f"--sigma-s {s} --sampler closed_form" for s in (0, 0.3, 1, 2)]),
             *_closed_form("digits", [f"--sigma-s {s} --sampler auto" for s in (0, 0.3, 1, 2)]),
-            *_closed_form("mnist", [f"--sigma-s {s} --sampler closed_form" for s in (0, 0.3, 1, 2)]),
-            *_closed_form("cifar10", [f"--sigma-s {s} --sampler closed_form" for s in (0, 0.3, 1, 2)]),
-            *_closed_form("cifar10", [f"--estimator {e} --sampler closed_form" for e in ESTIMATED]),
+            *_closed_form("mnist", [f"--sigma-s {s} --sampler closed_form" for s in (0, 2, 5, 10)]),
+            *_closed_form("cifar10", [f"--sigma-s {s} --sampler closed_form" for s in (0, 2, 5, 10)]),
+            *_closed_form(
+                "cifar10", [f"--estimator {e} --sigma-s 5 --sampler closed_form" for e in ESTIMATED]
+            ),
         ],
     ),
     "memorisation": Measurement(

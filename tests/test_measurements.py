@@ -86,12 +86,16 @@ def evaluated(name: str, *values: float, nfe: int = 9, **details: float) -> dict
 def test_a_row_for_each_command_and_a_column_for_each_number() -> None:
     outcomes = [
         Outcome(
-            "a", "", "python a", 1.0, [evaluated("fd", 1.0, 3.0), evaluated("copies", 0.25, nearest=7.0)]
+            "a",
+            "",
+            "python a",
+            1.0,
+            [evaluated("fd", 1.0, 3.0), evaluated("copies", 0.25, c_t_pixels=7.0, other=1.0)],
         ),
         Outcome("b", "", "python b", 1.0, [evaluated("fd", 2.5, nfe=11)]),
     ]
     assert table(Measured("a CPU", {}, outcomes)).splitlines() == [
-        "| | fd | copies | nearest | n | NFE |",
+        "| | fd | copies | c_t_pixels | n | NFE |",
         "|---|--:|--:|--:|--:|--:|",
         "| a | 2.0 ± 1.4 | 0.250 | 7 | 50 | 9 |",
         "| b | 2.50 |  |  | 50 | 11 |",

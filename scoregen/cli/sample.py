@@ -17,7 +17,7 @@ examples:
   python sample.py --run runs/x --seeds 0-63 --out out/  64 images of a run, with its own sampler
   python sample.py --run runs/x --nfe 35 s_churn=40      a budget of network evaluations; a sampler's setting
   python sample.py --run ema.safetensors --class 3       a weights file; one class of a conditional model
-  python sample.py --data mnist --seeds 0-63             new images from a data set, with no training at all
+  python sample.py --data mnist --sigma-s 5              a data set as a model, with no training at all
   python sample.py --sampler unipc --nfe 11              another solver; --list shows them all
   python sample.py --guidance 2 --guidance-interval 0.2,5   classifier-free guidance between two noise levels
 

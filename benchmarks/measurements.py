@@ -99,7 +99,7 @@ def _eps(name: str, model: str, count: int, attacks: str) -> tuple[Before, Case]
     file, module = f"runs/{name}.eps", "python -m scoregen.detection.eps"
     size = "--num 800 --epochs 40"
     fit = f"{module} fit --run {model} --classifier runs/{name}_classifier {size} --out {file}"
-    return (fit, file), Case(f"{name}, attacked", f"{module} score {file} --num {count} {attacks}")
+    return (fit, file), Case(name, f"{module} score {file} --num {count} {attacks}")
 
 
 INNER = {"heun": "", "deis": "'inner={_target_: scoregen.samplers.adams.DEISSampler}'"}  # of teleport
@@ -139,10 +139,12 @@ CLASSIFIERS = {
         "runs/mnist_classifier",
     ),
 }
-DETECTORS = (
+OUTLIERS = (
     _msma("digits", f"--run {DIGITS}", 1617, "mnist,fashion_mnist,kmnist,uniform", 180),
     _msma("mnist", f"--run {MNIST}", 5000, "fashion_mnist,kmnist,digits,uniform", 500),
     _msma("cifar10", "--gaussian cifar10", 5000, "mnist,fashion_mnist,kmnist,uniform,gaussian", 500),
+)
+ATTACKS = (
     _eps("digits", DIGITS, 180, "--attacks fgsm,bim,pgd,mim --epsilons 2,4,8"),
     _eps("mnist", MNIST, 300, "--attacks fgsm,pgd --epsilons 2,4,8,16"),
 )
@@ -228,11 +230,17 @@ MEASUREMENTS = {
             _evaluate("MNIST", f"--run {MNIST}", "--num 50 --batch 50 --metrics nll"),
         ],
     ),
-    "detection": Measurement(
-        "Detectors",
+    "outliers": Measurement(
+        "Images of other data",
         "",
-        [case for _, case in DETECTORS],
-        before=(*CLASSIFIERS.values(), *(fit for fit, _ in DETECTORS)),
+        [case for _, case in OUTLIERS],
+        before=[fit for fit, _ in OUTLIERS],
+    ),
+    "attacks": Measurement(
+        "Attacked images",
+        "",
+        [case for _, case in ATTACKS],
+        before=(*CLASSIFIERS.values(), *(fit for fit, _ in ATTACKS)),
     ),
 }
 

@@ -8,6 +8,7 @@ from statistics import stdev
 from typing import Any
 
 from scoregen.errors import UserError
+from scoregen.evaluation.examine import OF_SCORES
 from scoregen.evaluation.result import protocol
 
 FOLDER = Path("benchmarks/measured")
@@ -118,7 +119,8 @@ def _metrics(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     details = ((key, value) for result in results for key, value in result["details"].items())
     cells |= {key: f"{value:.3g}" for key, value in details if key in SHOWN}
     first = results[0]
-    return cells | {"n": f"{first['n']:,}", **({"NFE": f"{first['nfe']}"} if "nfe" in first else {})}
+    drawn = "nfe" in first and first["name"] not in OF_SCORES
+    return cells | {"n": f"{first['n']:,}", **({"NFE": f"{first['nfe']}"} if drawn else {})}
 
 
 def _separation(value: Mapping[str, float]) -> str:

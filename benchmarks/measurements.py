@@ -181,7 +181,8 @@ MEASUREMENTS = {
         "cost nothing later. From 10 down the error of the jump itself shows, and from 5 it is the "
         "largest of all, earlier than the published table of a trained network and FID has it "
         "([teleportation](teleportation.md)). Heun's few steps gain less: where their levels fall "
-        "matters more. The floor is that of 500 real images; an exact score returns training images.",
+        "matters more. An exact score returns training images, so these are distances of solvers, not "
+        "of models.",
         [
             _teleported(nfe, solver, skip)
             for nfe in (11, 15, 25)

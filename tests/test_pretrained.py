@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from scoregen.build import build_data
+from scoregen.cli.source import load_source
 from scoregen.data.base import to_model_range
 from scoregen.denoisers.base import expand
 from scoregen.denoisers.moments import measure_gaussian
@@ -30,6 +31,14 @@ def test_a_pretrained_model_beats_the_moments_of_its_data_on_held_out_images(nam
         x = x0 + expand(sigma, x0) * noise
         errors = [(d(x, sigma, batch.label) - x0).square().mean().item() for d in (denoiser, gaussian)]
         assert errors[0] < 0.75 * errors[1], errors
+
+
+def test_results_name_it_as_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (name,) = pretrained()
+    source = load_source(Path(name), torch.device("cpu"))
+    assert source.manifest["weights"] == source.manifest["run"] == name
+    assert source.description.startswith(f"{name} (")
 
 
 def test_a_path_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from scoregen.denoisers.classifier import NetworkClassifier
 from scoregen.denoisers.closed_form import Estimator, closed_form_denoiser
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.errors import UserError
-from scoregen.model import find_model, pretrained
+from scoregen.model import PRETRAINED, find_model, pretrained
 from scoregen.training.hooks.evaluate import REFERENCES
 from scoregen.training.summary import SUMMARY
 
@@ -90,7 +90,8 @@ def _load(path: Path, device: torch.device) -> Source:
         known = ", ".join(str(p) for p in sorted(RUNS.glob("*")) if p.is_dir()) or "none yet"
         ready = ", ".join(pretrained())
         raise UserError(f"--run {path}: no such folder or file; runs here: {known}; in the package: {ready}")
-    weights, nimg, digest = str(found.weights), found.nimg, found.digest
+    packaged = found.weights.parent == PRETRAINED  # named as it is given: where the package lies says nothing
+    weights, nimg, digest = str(path if packaged else found.weights), found.nimg, found.digest
     return Source(
         found.load().to(device),
         found.cfg,

@@ -95,7 +95,7 @@ def test_every_rank_may_be_lost(run: Run, start: Start, tmp_path: Path, processe
 def test_a_process_lost_while_the_run_begins_stops_it(
     run: Run, start: Start, tmp_path: Path, after: float
 ) -> None:
-    options = [*RUN, "run_dir=lost", "trainer.total=480"]
+    options = [*RUN, "run_dir=lost", "trainer.total=4800"]
     kill(start("train.py", *options, processes=3), rank=random.randrange(3), after=after)
     assert run("train.py", *options, processes=2).returncode == 0
 

@@ -104,20 +104,12 @@ def _eps(name: str, model: str, count: int, attacks: str) -> tuple[Before, Case]
 
 INNER = {"heun": "", "deis": "'inner={_target_: scoregen.samplers.adams.DEISSampler}'"}  # of teleport
 DIGITS, MNIST = "pretrained/digits", "runs/mnist_edm"
+JUMP = "teleport sigma_skip=10 protocol=regrid"
 DETERMINISTIC = (
-    "auto",
-    "heun",
-    "euler",
-    "ddim",
-    "deis",
-    "dpm_2",
-    "dpmpp_2s",
-    "dpmpp_2m",
-    "dpmpp_3m",
-    "unipc",
+    *("auto", "heun", "euler", "ddim", "deis", "dpm_2", "dpmpp_2s", "dpmpp_2m", "dpmpp_3m", "unipc", "lms"),
+    *("dpm_v3", "scheduler", JUMP),
 )
-DETERMINISTIC += ("lms", "dpm_v3", "scheduler", "teleport sigma_skip=10 protocol=regrid")
-FEW = ("auto", "heun", "euler", "dpmpp_3m", "unipc", "dpm_v3", DETERMINISTIC[-1])
+FEW = ("auto", "heun", "euler", "dpmpp_3m", "unipc", "dpm_v3", JUMP)
 RANDOM = ("heun s_churn=10", "euler_ancestral", "dpmpp_2m_sde", "restart")
 ESTIMATED = ("neighbours", "importance")
 LONG = {"exponential": 200, "predictor_corrector": 1000, "langevin": 500}  # evaluations by default

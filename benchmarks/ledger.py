@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measured
-from benchmarks.measured import FOLDER as MEASURED
-from benchmarks.measured import Measured, number, table
+from benchmarks.measured import Measured, number
 from benchmarks.measurements import MEASUREMENTS
 from benchmarks.record import Record, load, save
 from benchmarks.recorder import Told, from_run
@@ -34,8 +33,10 @@ PREAMBLE = """\
 
 Written by `python -m benchmarks.ledger` from [benchmarks/records](../benchmarks/records). Each number is
 one of a record, which `python -m benchmarks.ledger add` makes from a finished run, after it has checked
-that the run's configuration is what the command shown here composes to. Only the names of methods and
-devices, and the sentence about each number, are written by hand.
+that the run's configuration is what the command shown here composes to. What was measured of models
+besides is in [benchmarks/measured](../benchmarks/measured), where `python -m benchmarks.measurements` puts
+what its commands wrote. Only the names of methods and devices, the commits of sources that did not know
+their own, and the sentences about the numbers are written by hand.
 
 - **fd_scatter** is this project's own distance ([evaluation](evaluation.md)), not FID; smaller is
   better. Mean ± standard deviation over disjoint ranges of seeds; without ±, one range. Values compare
@@ -156,9 +157,14 @@ def measurement(name: str, made: Measured) -> str:
     lines = [
         f"`python -m benchmarks.measurements {name}`: {minutes:.0f} minutes on {made.device}",
         *protocols,
-        f"commit {origin['git']}; {versions}; [record](../{MEASURED}/{name}.json)",
+        f"commit {origin['git']}; {versions}; [record](../{measured.FOLDER}/{name}.json)",
     ]
-    parts = [f"### {plan.title}", plan.finding, table(made), "\n".join(f"- {line}" for line in lines)]
+    parts = [
+        f"### {plan.title}",
+        plan.finding,
+        measured.table(made),
+        "\n".join(f"- {line}" for line in lines),
+    ]
     parts.append(f"<details><summary>The commands</summary>\n\n{fenced(commands)}\n\n</details>")
     return "\n\n".join(parts) + "\n"
 

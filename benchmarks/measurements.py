@@ -145,10 +145,11 @@ MEASUREMENTS = {
     "digits_samplers": Measurement(
         "Samplers on the digits",
         "With 13 evaluations `auto`, which is DEIS, DPM++(2M), DPM-Solver-v3 and Heun behind a "
-        "teleportation are where every solver is with 35; DPM++(3M) and UniPC are not stable on so few "
-        "levels, as on [exact denoisers](samplers.md#accuracy). DDIM is Euler's method and diffusers' "
-        "scheduler is DPM++(2M), number for number. Fresh noise helps this small model: the SDE solver, "
-        "churn and restart come closer to the data than any deterministic solver.",
+        "teleportation are where solvers of order two and more are with 35; DPM++(3M) and UniPC are not "
+        "stable on so few levels, as on [exact denoisers](samplers.md#accuracy). DDIM is Euler's method "
+        "and diffusers' scheduler is DPM++(2M), number for number. Fresh noise helps this small model: "
+        "with 35 evaluations the SDE solver, churn and restart come closer to the data than any "
+        "deterministic solver, the ancestral one does not.",
         [
             *_samplers(f"--run {DIGITS}", "--num 1000 --repeats 3 --batch 200", (13, 35), DETERMINISTIC),
             *_samplers(f"--run {DIGITS}", "--num 1000 --repeats 3 --batch 200", (35, 101), RANDOM),
@@ -162,9 +163,9 @@ MEASUREMENTS = {
     ),
     "mnist_samplers": Measurement(
         "Samplers on MNIST",
-        "Heun behind a teleportation is where it gets to with 35 evaluations, `auto` close to it; with "
-        "13, third-order multistep solvers and UniPC are not stable on this model either, and Euler is "
-        "far off.",
+        "With 13 evaluations Heun behind a teleportation comes closest; `auto` and Heun without it "
+        "follow, alike on this one range of seeds ([three ranges](trained_solvers.md) favour `auto`). "
+        "DPM++(3M) and UniPC are not stable on this model either, and Euler is far off.",
         _samplers(f"--run {MNIST}", "--num 500 --batch 100", (13,), FEW),
     ),
     "cifar_teleportation": Measurement(
@@ -172,9 +173,9 @@ MEASUREMENTS = {
         "Jumps down to 40 or 20 bring DEIS with 11 evaluations closer to what it reaches with 15, and "
         "cost nothing later. From 10 down the error of the jump itself shows, and from 5 it is the "
         "largest of all, earlier than the published table of a trained network and FID has it "
-        "([teleportation](teleportation.md)). Heun's few steps gain less: where their levels fall "
-        "matters more. An exact score returns training images, so these are distances of solvers, not "
-        "of models.",
+        "([teleportation](teleportation.md)). Heun with 11 evaluations, six steps, is worse behind any "
+        "jump: where so few levels fall matters more. An exact score returns training images, so these "
+        "are distances of solvers, not of models.",
         [
             _teleported(nfe, solver, skip)
             for nfe in (11, 15, 25)
@@ -184,10 +185,11 @@ MEASUREMENTS = {
     ),
     "digits_guidance": Measurement(
         "Guidance on the digits",
-        "A little guidance brings the samples closer to the data, more carries them away: classifier "
-        "guidance is best at weight 0.5, autoguidance by an earlier and shorter training between noise "
-        "levels 0.2 and 2, and classifier-free guidance gains nothing that the seeds do not change as "
-        "much. The discriminator found nothing to correct in samples drawn with 35 evaluations.",
+        "A little guidance brings the samples closer to the data, more carries them away: of classifier "
+        "guidance weight 0.5 is best, of autoguidance by an earlier and shorter training that between "
+        "noise levels 0.2 and 2; classifier-free guidance gains nothing that the seeds do not change as "
+        "much. These are two ranges of seeds. The discriminator found nothing to correct in samples "
+        "drawn with 35 evaluations.",
         _guided(f"--run {DIGITS}", GUIDED),
         before=(
             CLASSIFIERS["digits"],
@@ -228,8 +230,8 @@ MEASUREMENTS = {
     "likelihood": Measurement(
         "Likelihood of held-out images",
         "Bits per dimension, an upper bound, of images dequantised to 256 levels. The digits have 17 "
-        "levels, which a density can use in part only; MNIST's black background is what makes its "
-        "images short. No published value of these images at this size is known to us.",
+        "levels, which a density can use in part only; MNIST's black background needs few bits. No "
+        "published value of these images at this size is known to us.",
         [
             _evaluate("digits", f"--run {DIGITS}", "--num 180 --batch 90 --metrics nll"),
             _evaluate("MNIST", f"--run {MNIST}", "--num 50 --batch 50 --metrics nll"),
@@ -246,9 +248,11 @@ MEASUREMENTS = {
     ),
     "attacks": Measurement(
         "Attacked images",
-        "EPS finds nearly all attacks, also those too weak to change the classifier's answer, which is "
-        "the more robust for having been trained on noisy images; the norm of one score needs stronger "
-        "ones. On MNIST, whose backgrounds are exactly black, everything is found.",
+        "EPS ranks nearly every attacked image above clean ones, also where the attack is too weak to "
+        "change the classifier's answer; on the digits it takes 4/255 to find nearly all at one false "
+        "alarm in a hundred. The classifier is the more robust for having been trained on noisy images. "
+        "The norm of one score needs stronger attacks. On MNIST, whose backgrounds are exactly black, "
+        "everything is found.",
         [case for _, case in ATTACKS],
         before=(*CLASSIFIERS.values(), *(fit for fit, _ in ATTACKS)),
     ),

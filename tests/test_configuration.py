@@ -1,5 +1,8 @@
 """Laws of the configuration: every choice is valid, every mistake is told at once."""
 
+import re
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -131,3 +134,10 @@ def test_experiments_are_named_after_their_file(name: str) -> None:
     cfg, _ = config.compose([f"experiment={name}"])
     assert cfg.name == name
     assert cfg.run_dir == f"runs/{name}"
+
+
+def test_the_page_lists_what_a_run_may_go_on_with() -> None:
+    page = (Path(__file__).parents[1] / "docs/configuration.md").read_text()
+    listed = page.split("values of these only")[1].split("and with another number of processes")[0]
+    names = {name.removesuffix(".*") for name in re.findall(r"`([a-z_.*]+)`", listed)}
+    assert names == set(config.MUTABLE)

@@ -15,6 +15,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "notebooks": "contents.md",
     "benchmarks/records": "results.md",
+    "benchmarks/measured": "results.md",
 }
 
 

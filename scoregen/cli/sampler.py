@@ -74,10 +74,8 @@ def choose_sampler(source: "Source", args: argparse.Namespace) -> "Sampler":
     else:
         cfg, problems = config.adjust(source.cfg.sampler, settings)
     config.refuse(problems + check_choice(cfg, "sampler"))
-    sampler: Sampler = config.instantiate(cfg)
-    if args.nfe is not None:
-        sampler = replace(sampler, steps=steps_for_nfe(sampler, args.nfe))
-    return fit_sampler(sampler, source.denoiser, source.data, source.cache)
+    sampler = fit_sampler(config.instantiate(cfg), source.denoiser, source.data, source.cache)
+    return sampler if args.nfe is None else replace(sampler, steps=steps_for_nfe(sampler, args.nfe))
 
 
 def guide(source: "Source", args: argparse.Namespace, device: "torch.device") -> "Denoiser":
@@ -132,7 +130,9 @@ def sampler_manifest(sampler: "Sampler", denoiser: "Denoiser", args: argparse.Na
     from scoregen.denoisers.guidance import count_evaluations
 
     flags = ("guidance", "guidance_interval", "autoguidance", "classifier", "discriminator", "label")
-    chosen = {flag: value for flag in flags if (value := getattr(args, flag)) not in (None, 1.0)}
+    chosen = {flag: value for flag in flags if (value := getattr(args, flag)) is not None}
+    if args.guidance == 1:  # none
+        del chosen["guidance"]
     weights = {
         f"{judge}_weight": getattr(args, f"{judge}_weight")
         for judge in ("classifier", "discriminator")

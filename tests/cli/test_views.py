@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,11 @@ def model(call: Run) -> str:
 def images(out: Path) -> np.ndarray:
     with np.load(out / "samples.npz") as file:
         return np.asarray(file["images"])
+
+
+def read_manifest(out: Path) -> dict[str, Any]:
+    written: dict[str, Any] = json.loads((out / "manifest.json").read_text())
+    return written
 
 
 def tiles(path: Path, columns: int) -> np.ndarray:
@@ -71,7 +77,21 @@ def test_neutral_guidance_is_bit_equal_and_costs_nothing(call: Run, model: str, 
     assert "10 network evaluations" in guided.stdout
     assert np.array_equal(images(tmp_path / "plain"), images(tmp_path / "neutral"))
     assert not np.array_equal(images(tmp_path / "plain"), images(tmp_path / "guided"))
-    assert json.loads((tmp_path / "guided/manifest.json").read_text())["guidance"] == 3
+    assert "guidance" not in read_manifest(tmp_path / "neutral")
+    assert read_manifest(tmp_path / "guided")["guidance"] == 3
+
+
+@pytest.mark.parametrize("label", ["0", "1", "2"])
+def test_images_of_a_class_are_not_taken_for_those_of_any(
+    call: Run, model: str, tmp_path: Path, label: str
+) -> None:
+    """Class 1 is no less a choice than another, though 1 == 1.0 is the neutral weight of guidance."""
+    request = ["--run", model, "--nfe", "5", "--seeds", "0-3"]
+    assert call("sample.py", *request, "--png").returncode == 0
+    refused = call("sample.py", *request, "--png", "--class", label)
+    assert_refused(refused, "images of other weights or settings")
+    assert call("sample.py", *request, "--class", label, "--out", "one").returncode == 0
+    assert read_manifest(tmp_path / "one")["label"] == int(label)
 
 
 def test_guidance_that_cannot_be_is_refused(call: Run, model: str, tmp_path: Path) -> None:
@@ -96,7 +116,7 @@ def test_a_data_set_is_sampled_with_no_training_and_shows_its_copies(call: Run, 
     assert "16 of 16 samples copy training samples" in copies.stdout
     new = call("sample.py", *few, "--out", "new")
     assert "0 of 16 samples copy training samples" in new.stdout
-    manifest = json.loads((tmp_path / "new/manifest.json").read_text())
+    manifest = read_manifest(tmp_path / "new")
     assert min(manifest["nearest_training_distance"]) > 0.1
     assert manifest["closed_form"] == "digits"
     assert_refused(call("sample.py", "--data", "digits", "--run", "x"), "--run and --data")

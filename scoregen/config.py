@@ -97,7 +97,13 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
 def _alternatives(override: str) -> list[str]:
     """The overrides that `key=a,b` stands for; commas inside brackets and quotes do not part values."""
     key, _, text = override.partition("=")
-    values = re.findall(r"""(?:\[[^]]*\]|\{[^}]*\}|"[^"]*"|'[^']*'|[^,])+""", text)
+    depth, values = 0, [""]
+    for part in re.findall(r""""[^"]*"|'[^']*'|.""", text):  # quoted texts whole, else characters
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(part, 0)
+        if part == "," and depth == 0:
+            values.append("")
+        else:
+            values[-1] += part
     return [f"{key}={value}" for value in values] if len(values) > 1 else [override]
 
 

@@ -24,6 +24,11 @@ def test_a_run_for_each_combination_of_values() -> None:
         for seed in (0, 1)
         for mult in ("[1,2]", "[1]")
     ]
+    nested = "sampler.segments=[[3,2,0.14,0.3],[4,1,1,2]]"
+    assert config.sweep([nested]) == [[nested]]
+    assert config.sweep([f"{nested},[]", "x={a: [1,2], b: {c: 3}},{a: 1}"]) == [
+        [a, b] for a in (nested, "sampler.segments=[]") for b in ("x={a: [1,2], b: {c: 3}}", "x={a: 1}")
+    ]
     assert config.without("launcher", ["+launcher=slurm", "launcher.nodes=2", "seed=0"]) == ["seed=0"]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from scoregen import config
 from scoregen.data.augment import Augment
-from scoregen.data.base import Dataset, first_samples
+from scoregen.data.base import Dataset, first_samples, labels_fingerprint
 from scoregen.data.codec import IDENTITY, LogCodec, encoded
 from scoregen.data.latents import LatentCodec, LatentStream, kept_moments
 from scoregen.data.stats import measure
@@ -79,7 +79,7 @@ def build_method(cfg: DictConfig, data: Callable[[], Dataset], device: torch.dev
         return Built(step, spec, *_real_data(cfg, data(), step.denoiser, device, {}))
     objective = build_objective(cfg)
     distiller, spec, inputs = build_distiller(cfg, data, augment, objective, device)
-    _check_pair(objective, distiller.denoiser, augment)
+    _check_pair(objective, distiller.denoiser, augment, label_dropout=0.0)
     if not distiller.needs_data:
         stream = LabelStream(spec.num_classes, seed=cfg.seed, device=device, dataset=data)
         return Built(distiller, spec, stream, inputs)
@@ -108,9 +108,10 @@ def build_objective(cfg: DictConfig) -> Objective:
 def build_step(cfg: DictConfig, spec: ModelSpec, augment: Augment) -> TrainStep:
     """The training step of an objective."""
     objective, denoiser = build_objective(cfg), build_denoiser(cfg, spec)
-    _check_pair(objective, denoiser, augment)
+    label_dropout = cfg.trainer.get("label_dropout", TrainerOptions.label_dropout)
+    _check_pair(objective, denoiser, augment, label_dropout)
     _check_derivatives(cfg, objective, denoiser)
-    return TrainStep(denoiser, objective, augment, label_dropout=cfg.trainer.get("label_dropout", 0.0))
+    return TrainStep(denoiser, objective, augment, label_dropout=label_dropout)
 
 
 def _real_data(
@@ -118,6 +119,8 @@ def _real_data(
 ) -> tuple[Stream | LatentStream, dict[str, str]]:
     _check_codec(denoiser, data)
     inputs, codec = {**inputs, "data": data.fingerprint}, denoiser.codec
+    if getattr(data, "label", None) is not None:  # else they are known only by reading everything
+        inputs["labels"] = labels_fingerprint(data)
     if isinstance(codec, LatentCodec):
         latents = codec.encoded(data, device)
         inputs["autoencoder"] = codec.stats.sha256
@@ -132,13 +135,20 @@ def _check_codec(denoiser: NetworkDenoiser, data: Dataset) -> None:
         denoiser.codec.check(data)
 
 
-def _check_pair(objective: Objective, denoiser: NetworkDenoiser, augment: Augment) -> None:
+def _check_pair(
+    objective: Objective, denoiser: NetworkDenoiser, augment: Augment, label_dropout: float
+) -> None:
     """Refuse to train a classifier or discriminator by another's objective, or a denoiser by theirs."""
     if denoiser.network.role != getattr(objective, "trains", "denoiser"):
         raise UserError(
             f"{type(objective).__name__} does not train {type(denoiser.network).__name__}: "
             "objective=classifier and objective=dlsm go with network=classifier or resnet18, "
             "objective=discriminator with network=discriminator, all others with the other networks"
+        )
+    if label_dropout and denoiser.network.role != "denoiser":
+        raise UserError(
+            f"trainer.label_dropout={label_dropout:g}: only denoisers learn what no class is; set it to 0 "
+            f"for {type(objective).__name__}"
         )
     if isinstance(objective, DiscriminatorLoss) and augment.label_dim:
         raise UserError("objective=discriminator needs augment=none: generated images are not augmented")

@@ -20,7 +20,7 @@ class ClassifierLoss:
     """The cross-entropy -log p(y | x0 + sigma n; sigma), n ~ N(0, I).
 
     Its minimiser is Bayes' classifier at every noise level. The share of right answers is logged as
-    `accuracy`. Samples whose label was dropped do not count.
+    `accuracy`.
 
     Args:
         sigma: the distribution of the noise level; draws are stratified over the global batch.
@@ -38,5 +38,5 @@ class ClassifierLoss:
             raise UserError("objective=classifier needs data with classes; set data.conditional=true")
         sigma = self.sigma.quantile(rng.stratified()).to(x0)
         logits = denoiser(x0 + expand(sigma, x0) * rng.randn_like(x0), sigma)
-        value = F.cross_entropy(logits, cond, ignore_index=logits.shape[1], reduction="none")
+        value = F.cross_entropy(logits, cond, reduction="none")
         return Loss(value, sigma, {"accuracy": (logits.argmax(1) == cond).to(torch.float32)})

@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -74,6 +73,4 @@ class DiscriminatorLoss(nn.Module):
         drawn = to_model_range(self.generated[index])
         if cond is None or self.labels is None:
             return drawn, None
-        # A real sample that lost its class takes its partner along, or losing it would mean being real.
-        dropped = cond > self.labels.max()
-        return drawn, torch.where(dropped, cond, self.labels[index])
+        return drawn, self.labels[index]

@@ -16,7 +16,8 @@ def find_kinks(denoiser: NetworkDenoiser) -> list[str]:
     """The piecewise linear functions between the denoiser's input and its output, by autograd's names."""
     weight = next(denoiser.parameters())
     x = torch.zeros(1, *denoiser.shape, device=weight.device, dtype=weight.dtype, requires_grad=True)
-    denoised = denoiser(x, torch.ones(1, device=weight.device, dtype=weight.dtype))
+    told = x.new_zeros(1, *denoiser.cond_shape) if denoiser.cond_shape else None
+    denoised = denoiser(x, torch.ones(1, device=weight.device, dtype=weight.dtype), told)
     names = {name for name in _graph(denoised) if any(kink in name.lower() for kink in _KINKED)}
     return sorted({sub(r"(Backward)?\d*$", "", name) for name in names})
 

@@ -30,8 +30,8 @@ class LikelihoodScoreLoss(nn.Module):
     Since s + n / sigma = (D - x0) / sigma^2, the first term is denoising score matching of the guided
     denoiser D + sigma^2 grad log q of `ClassifierGuidance` at w = 1, of which only the push is trained; so it
     is computed, without the cancelling x. Its minimiser is Bayes' classifier where D is exact; where D errs,
-    the push corrects what a gradient of log q can. Samples whose label was dropped do not count. Logged are
-    `score_matching` (the first term), `cross_entropy` and `accuracy`.
+    the push corrects what a gradient of log q can. Logged are `score_matching` (the first term),
+    `cross_entropy` and `accuracy`.
 
     The mean over elements is the published reduction, and w_d = w_c = 0, c = 1 the published weights; w_d = 1
     is this project's choice (inferred, not read in the paper): with w_d = 0 the term grows like 1 / sigma^2.
@@ -68,11 +68,10 @@ class LikelihoodScoreLoss(nn.Module):
         x = (x0 + expand(sigma, x0) * rng.randn_like(x0)).requires_grad_()
         with twice_differentiable():
             log_q = denoiser(x, sigma).log_softmax(1)
-        known = cond < log_q.shape[1]
-        log_likelihood = log_q.gather(1, torch.where(known, cond, 0)[:, None])[:, 0] * known
+        log_likelihood = log_q.gather(1, cond[:, None])[:, 0]
         (slope,) = torch.autograd.grad(log_likelihood.sum(), x, create_graph=True)
         missing = (self.prior(x.detach(), sigma) - x0) / expand(sigma, x0).square()
-        error = (slope + missing).square().flatten(1).mean(1) / 2 * known
+        error = (slope + missing).square().flatten(1).mean(1) / 2
         score_matching = sigma ** (2 * self.score_power) * error
         weight = self.cross_entropy * sigma ** (-2 * self.cross_entropy_power)
         logs = {

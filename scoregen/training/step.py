@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from scoregen.data.augment import Augment
-from scoregen.denoisers.base import Cond
+from scoregen.denoisers.base import Cond, expand
 from scoregen.denoisers.network import NetworkDenoiser
 from scoregen.objectives.base import Loss, Objective
 from scoregen.rng import BatchRng
@@ -57,6 +57,6 @@ class TrainStep(nn.Module):
         """The per-sample loss at clean data x0 [B, *shape] with class ids cond [B]."""
         if self.label_dropout and cond is not None:
             dropped = rng.rand() < self.label_dropout
-            cond = torch.where(dropped, self.denoiser.num_classes, cond)
+            cond = torch.where(expand(dropped, cond), self.denoiser.num_classes, cond)
         x0, augment_labels = self.augment(x0, rng)
         return self.objective(partial(self.denoiser, augment_labels=augment_labels), x0, cond, rng)

@@ -124,6 +124,11 @@ def labels_of(data: Dataset) -> Tensor:
     return label.cpu()
 
 
+def labels_fingerprint(data: Dataset) -> str:
+    """sha256 of the class ids of data with classes, which `fingerprint` leaves out."""
+    return hashlib.sha256(labels_of(data).numpy().tobytes()).hexdigest()
+
+
 def first_samples(data: Dataset, count: int) -> ArrayDataset:
     """The first `count` samples, in memory; a UserError where there are fewer."""
     if count > len(data):

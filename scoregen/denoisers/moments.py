@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoregen.data.base import Dataset, labels_of
+from scoregen.data.base import Dataset, labels_fingerprint, labels_of
 from scoregen.denoisers.gaussian import ClassGaussianDenoiser, GaussianDenoiser
 from scoregen.denoisers.int8 import has_fast_int8, int8_product
 from scoregen.errors import UserError
@@ -129,7 +129,7 @@ def cached_gaussian(
 
     Its name tells the data's fingerprint and the options, so that no other data are taken for these.
     """
-    key = (data.fingerprint, _labels_digest(data) if per_class else "", rank, flips)
+    key = (data.fingerprint, labels_fingerprint(data) if per_class else "", rank, flips)
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
     path = folder / f"gaussian-{data.name}-{digest}.npz"
     if not path.exists():
@@ -176,10 +176,6 @@ def _groups(data: Dataset, per_class: bool) -> Iterator[tuple[int, Tensor]]:
     labels = labels_of(data)
     for label in range(data.num_classes):
         yield label, everything[labels == label]
-
-
-def _labels_digest(data: Dataset) -> str:
-    return hashlib.sha256(labels_of(data).numpy().tobytes()).hexdigest()
 
 
 def _check(data: Dataset, rank: int | None, per_class: bool) -> None:

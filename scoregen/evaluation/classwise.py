@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scoregen.data.base import Batch, Dataset
+from scoregen.data.base import Batch, Dataset, labels_of
 from scoregen.denoisers.base import Denoiser
 from scoregen.errors import UserError
 from scoregen.evaluation.evaluator import Evaluator
@@ -16,20 +16,18 @@ from scoregen.evaluation.result import Result
 from scoregen.parallel import Parallel
 from scoregen.samplers.base import Sampler
 
-_CHUNK = 1024
-
 
 class OneClass:
     """The samples of one class of a data set. Raises UserError where there are none."""
 
     def __init__(self, data: Dataset, label: int) -> None:
         self.data, self.name = data, f"{data.name}-class{label}"
-        labels = [data.fetch(rows).label for rows in torch.arange(len(data)).split(_CHUNK)]
-        known = [part == label for part in labels if part is not None]
-        self.rows = torch.cat(known).nonzero()[:, 0].cpu() if known else torch.empty(0, dtype=torch.long)
+        labels = labels_of(data) if data.num_classes else torch.empty(0, dtype=torch.long)
+        self.rows = (labels == label).nonzero()[:, 0]
         if not len(self.rows):
             raise UserError(f"{data.name} has no samples of class {label}; set data.conditional=true")
-        self.fingerprint = hashlib.sha256(f"{data.fingerprint} class {label}".encode()).hexdigest()
+        rows = hashlib.sha256(self.rows.numpy().tobytes()).hexdigest()
+        self.fingerprint = hashlib.sha256(f"{data.fingerprint} rows {rows}".encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -70,8 +70,8 @@ def load_trainer(trainer: "Trainer") -> None:
     for what, fingerprint in found.state["inputs"].items():
         if trainer.inputs.get(what) != fingerprint:
             raise UserError(
-                f"{trainer.run_dir} was trained on other {what} than there is now; choose another run_dir, "
-                f"or restore the {what}"
+                f"{trainer.run_dir} was trained with other {what} than now; choose another run_dir, or "
+                f"restore the {what}"
             )
     training = found.training()
     if found.parts is not None:

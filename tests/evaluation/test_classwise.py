@@ -31,6 +31,8 @@ def test_a_class_holds_its_samples_in_their_order() -> None:
     assert len(zeros) + len(ones) == len(data)
     assert torch.equal(ones.fetch(torch.arange(len(ones))).x, data.x[data.label == 1])
     assert zeros.fingerprint != ones.fingerprint
+    moved = ArrayDataset(data.name, data.x, data.label.roll(1), num_classes=2)
+    assert OneClass(moved, 0).fingerprint != zeros.fingerprint
     with pytest.raises(UserError, match=r"data\.conditional=true"):
         OneClass(ArrayDataset("none", data.x), 0)
 

@@ -172,7 +172,7 @@ def test_other_data_are_refused(build: Build, tmp_path: Path) -> None:
     trainer = build(*network, f"data.root={tmp_path / '0.npy'}")
     trainer.run()
     trainer.close()
-    with pytest.raises(UserError, match="trained on other data"):
+    with pytest.raises(UserError, match="trained with other data than now"):
         build(*network, f"data.root={tmp_path / '1.npy'}")
 
 

@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +34,21 @@ def load_arrays(
     missing.
     """
     file = find_path("the npz or npy file", path, root)
-    arrays, official = _of_split(_read(file), split)
+    splits = _splits(_read(file))
+    arrays, official = splits[split], splits["train"] is not splits["test"]
     samples = _pick(arrays, SAMPLES) or (next(iter(arrays)) if len(arrays) == 1 else None)
     labels = _pick(arrays, LABELS)
     if samples is None:
         raise UserError(f"{file} holds {', '.join(arrays)}: name the samples one of {', '.join(SAMPLES)}")
     if conditional and labels is None:
         raise UserError(f"{file} has no labels ({' or '.join(LABELS)}): set data.conditional=false")
-    x = _samples(arrays[samples], f"{file}: {samples}")
-    label = _labels(arrays[labels], f"{file}: {labels}") if labels and conditional else None
-    whole = ArrayDataset(file.stem, x, label)
+    x, label, classes = _samples(arrays[samples], f"{file}: {samples}"), None, None
+    if labels and conditional:  # the classes are those of both splits
+        read = partial(_labels, where=f"{file}: {labels}")
+        known = {name: read(part[labels]) for name, part in splits.items() if labels in part}
+        last = max((int(ids.max()) for ids in known.values() if len(ids)), default=0)
+        label, classes = known[split], last + 1
+    whole = ArrayDataset(file.stem, x, label, num_classes=classes)
     return whole if official else whole.select(split_off(file.stem, len(x), split, test_fraction))
 
 
@@ -54,15 +60,15 @@ def _read(file: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{file} is not a readable npz or npy file of plain arrays: {error}") from error
 
 
-def _of_split(arrays: Mapping[str, np.ndarray], split: str) -> tuple[dict[str, np.ndarray], bool]:
-    """The arrays of one split under their bare names, and whether the file has a split of its own."""
-    part = {}
+def _splits(arrays: Mapping[str, np.ndarray]) -> dict[str, Mapping[str, np.ndarray]]:
+    """The arrays of either split under their bare names: of all samples where the file does not part them."""
+    parts: dict[str, dict[str, np.ndarray]] = {"train": {}, "test": {}}
     for key, value in arrays.items():
         words = key.split("_")
-        if len(words) == 2 and split in words:
-            part[words[1] if words[0] == split else words[0]] = value
-    both = all(any(name in key.split("_") for key in arrays) for name in ("train", "test"))
-    return (part, True) if both else (dict(arrays), False)
+        for split, part in parts.items():
+            if len(words) == 2 and split in words:
+                part[words[1] if words[0] == split else words[0]] = value
+    return dict(parts) if all(parts.values()) else dict.fromkeys(parts, arrays)
 
 
 def _pick(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> str | None:

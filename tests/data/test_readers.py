@@ -247,6 +247,7 @@ def test_a_split_in_the_file_is_kept(tmp_path: Path, keys: tuple[str, ...]) -> N
     for split, part in (("train", IMAGES[:7]), ("test", IMAGES[7:])):
         data = load_arrays(root=str(tmp_path / "a.npz"), split=split, conditional=True)
         assert np.array_equal(data.x.numpy(), part.transpose(0, 3, 1, 2))
+        assert data.num_classes == 7
 
 
 @pytest.mark.parametrize(

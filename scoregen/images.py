@@ -21,8 +21,11 @@ def to_uint8(x: Tensor) -> Tensor:
 def make_grid(images: Tensor, columns: int | None = None, padding: int = 2) -> Tensor:
     """Lay images uint8 [N, C, H, W], N > 0, out row by row on white: uint8 [C, H', W'].
 
-    Images lower than 32 pixels are enlarged by a whole factor first. The default is a square grid.
+    Images lower than 32 pixels are enlarged by a whole factor first. The default is a square grid. Channels
+    that make no picture, other than 1 or 3, lie side by side in grey.
     """
+    if images.shape[1] not in (1, 3):
+        images = images.transpose(1, 2).flatten(2)[:, None]
     scale = max(_TILE_MIN // images.shape[2], 1)
     images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     count, channels, height, width = images.shape

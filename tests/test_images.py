@@ -31,6 +31,15 @@ def test_every_image_is_found_in_its_cell_of_the_grid(channels: int) -> None:
     assert (grid == 255).all()
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+def test_channels_that_make_no_picture_lie_side_by_side(channels: int) -> None:
+    images = torch.arange(2 * channels * 40 * 50, dtype=torch.int64).remainder(251).to(torch.uint8)
+    images = images.reshape(2, channels, 40, 50)
+    grid = make_grid(images, columns=2, padding=0)
+    expected = torch.cat([channel for image in images for channel in image], 1)
+    assert torch.equal(grid, expected[None])
+
+
 def test_small_images_are_enlarged_by_a_whole_factor() -> None:
     image = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8)
     assert torch.equal(make_grid(image, padding=0)[:, ::4, ::4], image[0])

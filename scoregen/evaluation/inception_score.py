@@ -127,5 +127,6 @@ def am_score(drawn: Classes, real: Classes) -> Score:
 
     Source: Z. Zhou et al., Activation Maximization Generative Adversarial Nets, 2018, arXiv 1703.02000.
     """
-    divergence = (real.marginal * (real.marginal / drawn.marginal).log()).nan_to_num(0).sum()
+    p, q = real.marginal, drawn.marginal
+    divergence = (torch.xlogy(p, p) - torch.xlogy(p, q)).sum()
     return Score(float(divergence) + drawn.entropy, drawn.n, floor=real.entropy)

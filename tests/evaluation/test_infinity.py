@@ -1,5 +1,6 @@
 """Laws of FID_inf and IS_inf (F4, F6), and of the bias of quasi-random pools."""
 
+from math import inf
 from statistics import mean, stdev
 
 import numpy as np
@@ -165,6 +166,9 @@ def test_am_is_zero_for_certain_predictions_with_the_classes_of_the_data() -> No
     unsure = classes([[0.75, 0.25, tiny]] * 4)
     entropy = -0.75 * np.log(0.75) - 0.25 * np.log(0.25)
     assert am_score(unsure, real).value == pytest.approx(entropy, abs=1e-9)
+    never = classes([[0, 1, 0]])
+    assert am_score(never, never).value == 0
+    assert am_score(never, real).value == inf  # a class of the data that is never drawn
 
 
 def test_too_few_images_are_not_extrapolated() -> None:

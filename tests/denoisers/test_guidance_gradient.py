@@ -13,12 +13,14 @@ from scoregen.denoisers.guidance import (
     ClassifierFreeGuidance,
     ClassifierGuidance,
     DiscriminatorGuidance,
+    build_guidance,
 )
 from scoregen.denoisers.guidance.gradient import DISCRIMINATOR_INTERVAL
 from scoregen.denoisers.mixture import GaussianMixtureDenoiser
 from scoregen.diffusion.grids import KarrasGrid
-from scoregen.diffusion.precond import VPPrecond
+from scoregen.diffusion.precond import EDMPrecond, VPPrecond
 from scoregen.diffusion.schedules import vp_time
+from scoregen.networks.classifier import Classifier, Discriminator, EncoderNetwork
 from scoregen.samplers.edm import HeunSampler
 from tests.denoisers.guidance_oracles import (
     EVERY_SAMPLER,
@@ -54,6 +56,25 @@ def test_guidance_by_gradients_can_be_differentiated_itself(mixture: GaussianMix
         for denoiser in (guided, ClassifierFreeGuidance(mixture, 2.5))
     ]
     torch.testing.assert_close(*slopes, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", [Classifier, Discriminator])
+def test_guidance_by_a_network_with_attention_can_be_differentiated(kind: type[EncoderNetwork]) -> None:
+    """Of fused attention there is no second derivative: autograd meets another, as finite differences say."""
+    torch.manual_seed(0)
+    network = kind(resolution=8, channels=1, num_classes=3, model_channels=8, channel_mult=(1, 1))
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(torch.randn_like(p), alpha=0.1)
+    judge = NetworkClassifier(network, EDMPrecond(), shape=(1, 8, 8), num_classes=3).double()
+    plain = GaussianMixtureDenoiser(normal(3, 1, 8, 8), torch.ones(3).double(), labels=torch.arange(3))
+    guided = build_guidance(plain, **{network.role: judge})
+    x, direction, cond = normal(3, 1, 8, 8).requires_grad_(), normal(3, 1, 8, 8), torch.arange(3)
+    (slope,) = torch.autograd.grad((guided(x, SIGMA, cond) * direction).sum(), x)
+    with torch.no_grad():
+        after, before = (guided(x + h * direction, SIGMA, cond) for h in (1e-5, -1e-5))
+    difference = ((after - before) * direction).sum() / 2e-5
+    assert float((slope * direction).sum()) == pytest.approx(float(difference), rel=1e-6)
 
 
 def test_the_pushes_of_a_classifier_cancel_over_its_classes(mixture: GaussianMixtureDenoiser) -> None:

@@ -1,17 +1,18 @@
 """Guidance by the gradient of a network's output: a classifier, or a discriminator of real and generated."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from math import log
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from scoregen.denoisers.base import Cond, Denoiser, expand, is_traced
+from scoregen.denoisers.base import Cond, Denoiser, denoiser_for_step, expand, is_traced
 from scoregen.denoisers.guidance.base import Around, Guidance, Interval, Judge, check_finite, check_shape
 from scoregen.diffusion.schedules import vp_level
 from scoregen.errors import UserError
-from scoregen.samplers.base import denoiser_for_step
+from scoregen.networks.layers import twice_differentiable
 
 DISCRIMINATOR_INTERVAL = (vp_level(0.01), vp_level(1.0))  # VP times 0.01 to 1: sigma 0.0447 to 152
 _LOGIT_MAX = log((1 - 1e-5) / 1e-5)  # of a probability clipped to [1e-5, 1 - 1e-5]
@@ -23,7 +24,7 @@ def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, T
     Works under torch.no_grad, but not under torch.inference_mode. Where x has a graph, so do both.
     """
     traced = is_traced(x)
-    with torch.enable_grad():
+    with torch.enable_grad(), twice_differentiable() if traced else nullcontext():
         at = x if traced else x.detach().requires_grad_()
         value = function(at)
         (slope,) = torch.autograd.grad(value.sum(), at, create_graph=traced)

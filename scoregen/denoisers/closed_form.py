@@ -14,6 +14,7 @@ from scoregen.denoisers.latent import Chain, LatentDenoiser, Whitening
 from scoregen.denoisers.moments import measure_gaussian
 from scoregen.denoisers.neighbours import ImportanceDenoiser, NeighbourDenoiser
 from scoregen.denoisers.smoothed import SmoothedDenoiser
+from scoregen.errors import UserError
 from scoregen.ranges import NonNegative, NonNegativeInt, Positive, PositiveInt
 
 Estimator = Literal["exact", "neighbours", "importance"]
@@ -66,6 +67,8 @@ def closed_form_denoiser(
     if estimator == "neighbours":
         denoiser = NeighbourDenoiser(exact, neighbours=neighbours, others=others)
     elif estimator == "importance":
+        if not others:
+            raise UserError("estimator=importance draws `others` samples: at least 1")
         denoiser = ImportanceDenoiser(exact, neighbours=neighbours, draws=others)
     if sigma_s:
         spread = sigma_s * measure(codes).std

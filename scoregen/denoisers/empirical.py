@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from scoregen.data.base import to_model_range
-from scoregen.denoisers.base import Cond, is_traced
+from scoregen.denoisers.base import SIGMA_TINY, Cond, is_traced
 from scoregen.denoisers.mixture import count_classes
 from scoregen.denoisers.rows import (
     Rows,
@@ -20,7 +20,6 @@ from scoregen.denoisers.rows import (
 from scoregen.ranges import Positive
 from scoregen.rng import Rng
 
-SIGMA_TINY = 1e-12  # below it the denoiser is its limit, the nearest neighbour
 _DROPPED = 1e-6  # of the posterior mass at most is left out
 _NEGLIGIBLE = -80.0  # logits below it would only slow the processor down with denormal numbers
 _FEW = 96  # rows of a query that are summed one by one

@@ -1,12 +1,13 @@
 """Closed forms in another space: encode the training set once, denoise there, decode the samples."""
 
+import torch
 from torch import Tensor, nn
 
 from scoregen.data.codec import Codec
-from scoregen.denoisers.base import Cond, Denoiser
+from scoregen.denoisers.base import Cond, Denoiser, denoiser_for_trajectory
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.denoisers.gaussian import GaussianDenoiser
-from scoregen.denoisers.smoothed import for_trajectory, training_set
+from scoregen.denoisers.smoothed import training_set
 from scoregen.errors import UserError
 from scoregen.rng import Rng
 
@@ -20,13 +21,17 @@ class Whitening(nn.Module):
         gaussian: the moments of the data (`scoregen.denoisers.moments.measure_gaussian`).
 
     Raises:
-        UserError: where a component has no variance, or the moments come without eigenvectors.
+        UserError: where a component has no variance beyond rounding, or the moments lack eigenvectors.
     """
 
     def __init__(self, gaussian: GaussianDenoiser) -> None:
         super().__init__()
-        if gaussian.eigenvectors is None or not (gaussian.variances > 0).all():
-            raise UserError("whitening needs eigenvectors of positive variance: measure with a lower rank")
+        v = gaussian.variances
+        if gaussian.eigenvectors is None:
+            raise UserError("whitening needs moments with eigenvectors")
+        varying = int((v > torch.finfo(v.dtype).eps * gaussian.mean.numel() * v.max()).sum())
+        if varying < len(v):
+            raise UserError(f"{len(v)} components, but the data vary along {varying} only: take no more")
         self.gaussian = gaussian
 
     def encode(self, x: Tensor) -> Tensor:
@@ -80,7 +85,7 @@ class LatentDenoiser(nn.Module):
 
     def for_trajectory(self, rng: Rng) -> "LatentDenoiser":
         """The same with random numbers of each sample's own, where the inner denoiser has any."""
-        return LatentDenoiser(for_trajectory(self.inner, rng), self.codec)
+        return LatentDenoiser(denoiser_for_trajectory(self.inner, rng), self.codec)
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
         """E[z0 | z] for latents z [B, *shape] at sigma [] or [B]."""

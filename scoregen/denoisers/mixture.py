@@ -5,7 +5,7 @@ from math import inf
 import torch
 from torch import Tensor, nn
 
-from scoregen.denoisers.base import Cond
+from scoregen.denoisers.base import SIGMA_TINY, Cond
 from scoregen.errors import UserError
 
 
@@ -45,7 +45,7 @@ class GaussianMixtureDenoiser(nn.Module):
         labels: the class of each component, int64 [K]; None is unconditional.
 
     Raises:
-        UserError: for a negative variance or weight, or labels that skip a class.
+        UserError: for a negative variance or weight, a class of no weight, or labels that skip a class.
     """
 
     means: Tensor
@@ -61,6 +61,10 @@ class GaussianMixtureDenoiser(nn.Module):
         if (variances < 0).any() or (weights < 0).any():
             raise UserError("GaussianMixtureDenoiser: variances and weights must not be negative")
         self.shape, self.num_classes = tuple(means.shape[1:]), count_classes(labels)
+        groups = torch.zeros_like(weights, dtype=torch.long) if labels is None else labels
+        mass = weights.new_zeros(max(self.num_classes, 1)).index_add(0, groups, weights)
+        if not mass.all():
+            raise UserError("GaussianMixtureDenoiser: every class needs a component of weight above 0")
         self.sigma_min, self.sigma_max = 0.0, inf
         self.register_buffer("means", means)
         self.register_buffer("variances", variances.expand(len(means)))
@@ -72,7 +76,8 @@ class GaussianMixtureDenoiser(nn.Module):
         dtype = torch.promote_types(x.dtype, self.means.dtype)
         means, variances = self.means.to(dtype).flatten(1), self.variances.to(dtype)
         offset = x.to(dtype).flatten(1)[:, None] - means  # [B, K, d]
-        total = variances + sigma.to(dtype).reshape(-1, 1).square()  # [B or 1, K]
+        noise = sigma.to(dtype).reshape(-1, 1).clamp(min=SIGMA_TINY).square()
+        total = variances + noise  # [B or 1, K]
         logits = self.log_weights - offset.square().sum(-1) / (2 * total) - means.shape[1] / 2 * total.log()
         responsibility = (logits + log_membership(cond, self.labels, self.num_classes)).softmax(1)
         posterior = means + (variances / total)[..., None] * offset

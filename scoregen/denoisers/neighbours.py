@@ -8,8 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from scoregen.denoisers.base import Cond, is_traced
-from scoregen.denoisers.empirical import SIGMA_TINY, EmpiricalDenoiser
+from scoregen.denoisers.base import SIGMA_TINY, Cond, is_traced, settled_rows
+from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.denoisers.rows import Similarities, nearest_rows, squared_distance, weighted_mean
 from scoregen.errors import UserError
 from scoregen.ranges import NonNegativeInt, PositiveInt
@@ -75,7 +75,7 @@ class NeighbourEstimate(nn.Module, ABC):
         query, out = x.flatten(1).float(), torch.empty_like(x.flatten(1))
         seen, rows = query.detach(), self.training_set.rows
         variance = sigma.double().expand(len(x)).clamp(min=SIGMA_TINY).square()
-        settled = self.settled.to(x.device).expand(len(x), -1)
+        settled = settled_rows(self.settled.to(x.device), len(x))
         for part, members in self.training_set.groups(len(x), cond):
             for block in members.split(self.training_set.block(part)):
                 similar = rows.similarities(seen[block], part)

@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from scoregen.denoisers.base import Cond, Denoiser, expand
+from scoregen.denoisers.base import Cond, Denoiser, expand, settled_rows
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.errors import UserError
 from scoregen.ranges import NonNegative, PositiveInt
@@ -72,7 +72,7 @@ class SmoothedDenoiser(nn.Module):
         noise = self.noise if self.rng is None else self.rng.randn(self.noises, *self.shape)
         each = sigma.expand(len(x))
         spread = self.sigma_s * (1 + expand(each, x).to(x.dtype))
-        moved = x[:, None] + spread[:, None] * noise.to(x)
+        moved = x[:, None] + spread[:, None] * settled_rows(noise.to(x), len(x))
         classes = None if cond is None else cond.repeat_interleave(self.noises)
         denoised = self.inner(moved.flatten(0, 1), each.repeat_interleave(self.noises), classes)
         return denoised.view(moved.shape).mean(1)
@@ -87,12 +87,3 @@ def training_set(denoiser: Denoiser) -> EmpiricalDenoiser:
             "of them (scoregen.denoisers.closed_form), or a sampler that starts from noise"
         )
     return found
-
-
-def for_trajectory(denoiser: Denoiser, rng: Rng | None) -> Denoiser:
-    """The denoiser to use for a batch of trajectories: with random numbers of their own, if it has any."""
-    settle = getattr(denoiser, "for_trajectory", None)
-    if rng is None or settle is None:
-        return denoiser
-    settled: Denoiser = settle(rng)
-    return settled

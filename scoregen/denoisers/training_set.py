@@ -1,19 +1,18 @@
-"""The training set as a denoiser whose input gradient exists, for distillers that differentiate teachers."""
+"""A small training set as a denoiser, for distillers that differentiate their teachers."""
 
 from math import inf
 
 from torch import Tensor, nn
 
-from scoregen.denoisers.base import Cond
+from scoregen.denoisers.base import SIGMA_TINY, Cond
 from scoregen.denoisers.mixture import count_classes, log_membership
 
 
 class TrainingSetDenoiser(nn.Module):
     """D(x; sigma) = sum_i w_i x_i, w = softmax(-|x - x_i|^2 / (2 sigma^2)).
 
-    It equals EmpiricalDenoiser, whose sums of integer products are much faster, and through which nothing can
-    be differentiated. Here are two products in float64, in which distances keep their digits at small sigma;
-    memory is B N numbers.
+    It equals EmpiricalDenoiser, which is for large sets: here are two products in float64, of which each call
+    does the same whether or not it is differentiated; memory is B N numbers. At sigma = 0 it is the limit.
 
     Args:
         data: the samples x_i [N, *shape].
@@ -35,6 +34,6 @@ class TrainingSetDenoiser(nn.Module):
         query = x.flatten(1).double()
         # |x|^2 is the same for all samples.
         distances = self.data.square().sum(1) - 2 * query @ self.data.T
-        logits = -distances / (2 * sigma.double().reshape(-1, 1).square())
+        logits = -distances / (2 * sigma.double().reshape(-1, 1).clamp(min=SIGMA_TINY).square())
         weights = (logits + log_membership(cond, self.labels, self.num_classes)).softmax(1)
         return (weights @ self.data).reshape(x.shape).to(x.dtype)

@@ -1,14 +1,14 @@
 """What every sampler is: hyper-parameters, and `iterate`, which walks a grid of noise levels."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from scoregen.denoisers.base import Cond, Denoiser
+from scoregen.denoisers.base import Cond, Denoiser, denoiser_for_trajectory
 from scoregen.diffusion.grids import KarrasGrid, SigmaGrid
 from scoregen.ranges import PositiveInt
 from scoregen.rng import Rng
@@ -70,7 +70,7 @@ class Sampler(ABC):
     def iterate(
         self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, rng: Rng | None = None
     ) -> Iterator[Step]:
-        """Step from noise [B, *shape] ~ N(0, I), scaled here by sigma_0, to a sample.
+        """Step from noise [B, *shape] ~ N(0, I), made the first state by `begin`, to a sample.
 
         Args:
             denoiser: any denoiser, on the device of the noise.
@@ -79,8 +79,14 @@ class Sampler(ABC):
             rng: further noise, for samplers that add some.
         """
         sigmas = self.sigmas(denoiser)
-        x = noise.to(getattr(torch, self.state_dtype)) * sigmas[0]
-        return self.integrate(denoiser, x, sigmas, cond, rng)
+        x = self.begin(denoiser, noise.to(getattr(torch, self.state_dtype)), sigmas, cond, rng)
+        return self.integrate(denoiser_for_trajectory(denoiser, rng), x, sigmas, cond, rng)
+
+    def begin(
+        self, denoiser: Denoiser, noise: Tensor, sigmas: Sequence[float], cond: Cond, rng: Rng | None
+    ) -> Tensor:
+        """The state at sigmas[0], [B, *shape], from noise [B, *shape] ~ N(0, I) in the state's dtype."""
+        return noise * sigmas[0]
 
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, rng: Rng | None = None
@@ -89,17 +95,6 @@ class Sampler(ABC):
         for step in self.iterate(denoiser, noise, cond, rng):
             x = step.x
         return x
-
-
-def denoiser_for_step(denoiser: Denoiser, sigma: float) -> Denoiser:
-    """The denoiser for all evaluations of the step that starts at noise level sigma.
-
-    A denoiser that varies with the noise level by more than its argument, such as guidance on an interval,
-    has a method `for_step(sigma) -> Denoiser`; a sampler asks it once at the start of each step, because a
-    change between two evaluations of one step would cost the step its order.
-    """
-    choose: Callable[[float], Denoiser] | None = getattr(denoiser, "for_step", None)
-    return denoiser if choose is None else choose(sigma)
 
 
 def round_sigmas(denoiser: Denoiser, sigmas: Sequence[float]) -> list[float]:

@@ -1,18 +1,16 @@
 """Closed-form diffusion: Euler steps over the training set, evenly in its own clock, from noised data on."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from scoregen.denoisers.base import Cond, Denoiser
-from scoregen.denoisers.smoothed import for_trajectory, training_set
+from scoregen.denoisers.smoothed import training_set
 from scoregen.diffusion.grids import SigmaGrid
 from scoregen.ranges import Positive, PositiveInt
 from scoregen.rng import Rng
-from scoregen.samplers.base import Step
 from scoregen.samplers.edm import EulerSampler
 
 
@@ -71,16 +69,13 @@ class ClosedFormSampler(EulerSampler):
         """From noise; from data a training sample is drawn."""
         return self.start == "noise"
 
-    def iterate(
-        self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, rng: Rng | None = None
-    ) -> Iterator[Step]:
-        """Step from noise [B, *shape] ~ N(0, I), scaled to the first level and added to data, to a sample."""
-        sigmas = self.sigmas(denoiser)
-        x = noise.to(getattr(torch, self.state_dtype)) * sigmas[0]
-        if self.start == "data":
-            if rng is None:
-                raise ValueError(
-                    "a start from training data draws them: give the sampler an rng, or start=noise"
-                )
-            x = x + training_set(denoiser).draw(rng, cond).to(x)
-        return self.integrate(for_trajectory(denoiser, rng), x, sigmas, cond, rng)
+    def begin(
+        self, denoiser: Denoiser, noise: Tensor, sigmas: Sequence[float], cond: Cond, rng: Rng | None
+    ) -> Tensor:
+        """Noise of the first level, added to training data or alone: [B, *shape]."""
+        x = noise * sigmas[0]
+        if self.start == "noise":
+            return x
+        if rng is None:
+            raise ValueError("a start from training data draws them: give the sampler an rng, or start=noise")
+        return x + training_set(denoiser).draw(rng, cond).to(x)

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from scoregen.denoisers.base import Cond, Denoiser
+from scoregen.denoisers.base import Cond, Denoiser, denoiser_for_step
 from scoregen.ranges import PositiveInt
 from scoregen.rng import Rng
-from scoregen.samplers.base import Sampler, Step, denoiser_for_step, draw_like, level_tensor
+from scoregen.samplers.base import Sampler, Step, draw_like, level_tensor
 
 
 @dataclass(frozen=True)

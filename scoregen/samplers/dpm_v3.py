@@ -3,7 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from math import ceil, log
@@ -11,12 +11,12 @@ from typing import ClassVar, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from scoregen.denoisers.base import Cond, Denoiser
+from scoregen.denoisers.base import Cond, Denoiser, denoiser_for_step
 from scoregen.errors import UserError
 from scoregen.rng import Rng
-from scoregen.samplers.base import Sampler, Step, count_usable, denoiser_for_step, level_tensor
+from scoregen.samplers.base import Sampler, Step, count_usable, level_tensor
 from scoregen.samplers.model_statistics import ModelStatistics, estimate_statistics
 
 logger = logging.getLogger(__name__)
@@ -44,15 +44,15 @@ class DPMv3Sampler(Sampler):
 
     Args:
         solver_order: points of the polynomial; the first steps have fewer.
-        statistics: a file of `ModelStatistics.save`; None estimates them once for each denoiser, at a cost
-            that `nfe` does not count.
+        statistics: these, or a file of `ModelStatistics.save`; None estimates them once for each denoiser, at
+            a cost that `nfe` does not count.
 
     Source: Zheng et al., DPM-Solver-v3: Improved Diffusion ODE Solver with Empirical Model Statistics, 2023,
     arXiv 2310.13268.
     """
 
     solver_order: Literal[1, 2, 3] = 3
-    statistics: str | None = None
+    statistics: ModelStatistics | str | None = None
 
     order: ClassVar[float | None] = 3.0
     reference: ClassVar[str] = "Zheng et al. 2023, arXiv 2310.13268"
@@ -60,6 +60,13 @@ class DPMv3Sampler(Sampler):
     def nfe(self, steps: int | None = None) -> int:
         """N."""
         return self.steps if steps is None else steps
+
+    def iterate(
+        self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, rng: Rng | None = None
+    ) -> Iterator[Step]:
+        """As `Sampler.iterate`, by statistics of the denoiser before it is settled for these trajectories."""
+        fitted = replace(self, statistics=self.statistics_of(denoiser, noise))
+        return super(DPMv3Sampler, fitted).iterate(denoiser, noise, cond, rng)
 
     def integrate(
         self,
@@ -86,8 +93,9 @@ class DPMv3Sampler(Sampler):
             yield Step(i, sigma_next, x, denoised)
 
     def statistics_of(self, denoiser: Denoiser, x: Tensor) -> ModelStatistics:
-        """Those in the file, or those estimated for the denoiser on the device of x, now or before."""
-        found = _load(self.statistics) if self.statistics else self._estimated(denoiser, x.device)
+        """Those given, or those estimated for the denoiser on the device of x, now or before."""
+        found = self.statistics or self._estimated(denoiser, x.device)
+        found = _load(found) if isinstance(found, str) else found
         if found.values.shape[2:] != x.shape[1:]:
             raise UserError(
                 f"dpm_v3: the statistics are of samples of shape {tuple(found.values.shape[2:])}, "
@@ -97,7 +105,7 @@ class DPMv3Sampler(Sampler):
 
     def _estimated(self, denoiser: Denoiser, device: torch.device) -> ModelStatistics:
         grid = self.grid.within(denoiser.sigma_min, denoiser.sigma_max)
-        weights = denoiser.parameters() if isinstance(denoiser, nn.Module) else ()
+        weights: Iterator[Tensor] = getattr(denoiser, "parameters", lambda: iter(()))()
         key = (grid.sigma_min, grid.sigma_max, sum(weight._version for weight in weights))
         known = _ESTIMATED.setdefault(denoiser, {})
         if key not in known:

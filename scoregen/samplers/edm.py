@@ -16,10 +16,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from scoregen.denoisers.base import Cond, Denoiser
+from scoregen.denoisers.base import Cond, Denoiser, denoiser_for_step
 from scoregen.ranges import NonNegative
 from scoregen.rng import Rng
-from scoregen.samplers.base import Sampler, Step, denoiser_for_step, level_tensor, round_sigmas
+from scoregen.samplers.base import Sampler, Step, level_tensor, round_sigmas
 
 GAMMA_MAX = sqrt(2) - 1  # a step adds at most as much new variance as there is noise
 

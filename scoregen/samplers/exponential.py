@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from scoregen.denoisers.base import Cond, Denoiser
+from scoregen.denoisers.base import Cond, Denoiser, denoiser_for_step
 from scoregen.diffusion.grids import ExpConstGrid, SigmaGrid
 from scoregen.rng import Rng
-from scoregen.samplers.base import Sampler, Step, denoiser_for_step, draw_like, level_tensor
+from scoregen.samplers.base import Sampler, Step, draw_like, level_tensor
 
 
 @dataclass(frozen=True)

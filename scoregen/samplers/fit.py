@@ -25,6 +25,9 @@ def fit_sampler(
 ) -> Sampler:
     """The sampler, ready for a denoiser of these training data, which are read only where they are wanted.
 
+    Teleportation also gets a grid that ends where the denoiser does: which of its levels lie below
+    sigma_skip, and so what it costs, is then a matter of the sampler alone.
+
     Args:
         sampler: teleportation and multiplicative samplers without moments get those of the data, by class
             for a denoiser with classes; Langevin dynamics from data gets the data. Any other is returned as
@@ -33,6 +36,8 @@ def fit_sampler(
         data: reads its training data.
         cache: folder that keeps measured moments; None keeps none.
     """
+    if isinstance(sampler, TeleportSampler):
+        sampler = replace(sampler, grid=sampler.grid.within(denoiser.sigma_min, sampler.grid.sigma_max))
     if isinstance(sampler, TeleportSampler | MultiplicativeSampler):
         if sampler.moments is not None:
             return sampler

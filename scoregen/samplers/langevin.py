@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from scoregen.data.base import Dataset, to_model_range
-from scoregen.denoisers.base import Cond, Denoiser, expand
+from scoregen.data.base import Dataset, labels_of, to_model_range
+from scoregen.denoisers.base import Cond, Denoiser, denoiser_for_step, expand
 from scoregen.errors import UserError
 from scoregen.ranges import Positive
 from scoregen.rng import Rng
-from scoregen.samplers.base import Sampler, Step, denoiser_for_step, draw_like, level_tensor, round_sigmas
+from scoregen.samplers.base import Sampler, Step, draw_like, level_tensor, round_sigmas
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,12 @@ class LangevinSampler(Sampler):
         lowest = self.grid.within(denoiser.sigma_min, denoiser.sigma_max).sigma_min
         return round_sigmas(denoiser, [lowest] * self.steps + [0.0])
 
-    def iterate(
-        self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, rng: Rng | None = None
-    ) -> Iterator[Step]:
-        """Step from noise [B, *shape] ~ N(0, I), or from data to which it is added at the lowest level."""
-        if self.init == "noise":
-            return super().iterate(denoiser, noise, cond, rng)
-        sigmas = self.sigmas(denoiser)
-        noise = noise.to(getattr(torch, self.state_dtype))
-        return self.integrate(denoiser, self._pick(noise, cond, rng) + sigmas[0] * noise, sigmas, cond, rng)
+    def begin(
+        self, denoiser: Denoiser, noise: Tensor, sigmas: Sequence[float], cond: Cond, rng: Rng | None
+    ) -> Tensor:
+        """Noise of the first level, alone or added to data: [B, *shape]."""
+        x = super().begin(denoiser, noise, sigmas, cond, rng)
+        return x if self.init == "noise" else self._pick(noise, cond, rng) + x
 
     def integrate(
         self,
@@ -124,9 +121,9 @@ class LangevinSampler(Sampler):
     def _of_class(self, u: Tensor, cond: Tensor) -> Tensor:
         """Indices [B] of data of the classes cond [B], for uniforms u."""
         assert self.data is not None
-        labels = self.data.fetch(torch.arange(len(self.data))).label
-        counts = torch.zeros(0, dtype=torch.long) if labels is None else labels.cpu().bincount()
-        if labels is None or int(cond.max()) >= len(counts) or (counts[cond] == 0).any():
+        labels = labels_of(self.data) if self.data.num_classes else torch.zeros(0, dtype=torch.long)
+        counts = labels.bincount(minlength=int(cond.max()) + 1)
+        if (counts[cond] == 0).any():
             raise UserError("init=data: the data given have no samples of a class that is asked for")
-        order, ends = labels.cpu().argsort(stable=True), counts.cumsum(0)
+        order, ends = labels.argsort(stable=True), counts.cumsum(0)
         return order[ends[cond] - counts[cond] + (u * counts[cond]).long()]

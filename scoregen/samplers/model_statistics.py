@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scoregen.denoisers.base import Cond, Denoiser
+from scoregen.denoisers.base import Cond, Denoiser, denoiser_for_step
 from scoregen.errors import UserError
 from scoregen.rng import generator
-from scoregen.samplers.base import denoiser_for_step, level_tensor, round_sigmas
+from scoregen.samplers.base import level_tensor, round_sigmas
 from scoregen.samplers.multistep import DPMpp2MSampler
 
 _STILL = 1e-10  # variance of f, in units of x squared, that float32 rounding may make of a constant

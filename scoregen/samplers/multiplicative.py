@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from scoregen.denoisers.base import Cond, Denoiser
+from scoregen.denoisers.base import Cond, Denoiser, denoiser_for_step
 from scoregen.denoisers.moments import Gaussian, pooled
 from scoregen.ranges import Fraction, Positive, PositiveInt
 from scoregen.rng import Rng
-from scoregen.samplers.base import Sampler, Step, denoiser_for_step, draw_like, level_tensor
+from scoregen.samplers.base import Sampler, Step, draw_like, level_tensor
 from scoregen.samplers.teleport import check_moments, load_on
 
 FAR = 1e4  # a noise level beside which data do not show
@@ -58,19 +58,16 @@ class MultiplicativeSampler(Sampler):
         steps = self.steps if steps is None else steps
         return self.repeats * (steps - 1) + 1
 
-    def iterate(
-        self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, rng: Rng | None = None
-    ) -> Iterator[Step]:
-        """Step from noise [B, *shape] ~ N(0, I), given the prior's mean and covariance, to a sample."""
+    def begin(
+        self, denoiser: Denoiser, noise: Tensor, sigmas: Sequence[float], cond: Cond, rng: Rng | None
+    ) -> Tensor:
+        """Noise given the prior's mean and covariance: [B, *shape]."""
         if self.moments is None:
-            return super().iterate(denoiser, noise, cond, rng)
-        sigmas, gaussian = self.sigmas(denoiser), self.moments
-        gaussian = load_on(gaussian, noise.device) if isinstance(gaussian, str) else gaussian
+            return super().begin(denoiser, noise, sigmas, cond, rng)
+        gaussian = load_on(self.moments, noise.device) if isinstance(self.moments, str) else self.moments
         check_moments(gaussian, denoiser)
         gaussian = pooled(gaussian) if self.prior == "channel" else gaussian
-        x = noise.to(getattr(torch, self.state_dtype)) * FAR
-        x = gaussian.flow(x, x.new_tensor(FAR), x.new_tensor(sigmas[0]), cond)
-        return self.integrate(denoiser, x, sigmas, cond, rng)
+        return gaussian.flow(noise * FAR, noise.new_tensor(FAR), noise.new_tensor(sigmas[0]), cond)
 
     def integrate(
         self,

@@ -19,18 +19,10 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import Tensor
 
-from scoregen.denoisers.base import Cond, Denoiser
+from scoregen.denoisers.base import Cond, Denoiser, denoiser_for_step
 from scoregen.ranges import NonNegative
 from scoregen.rng import Rng
-from scoregen.samplers.base import (
-    Sampler,
-    Step,
-    combine,
-    count_usable,
-    denoiser_for_step,
-    draw_like,
-    level_tensor,
-)
+from scoregen.samplers.base import Sampler, Step, combine, count_usable, draw_like, level_tensor
 from scoregen.samplers.quadrature import lagrange_integrals
 
 _DPMPP = "Lu et al. 2022, arXiv 2211.01095"

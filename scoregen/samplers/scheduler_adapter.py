@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from scoregen.denoisers.base import Cond, Denoiser
+from scoregen.denoisers.base import Cond, Denoiser, denoiser_for_step
 from scoregen.errors import UserError
 from scoregen.rng import Rng
-from scoregen.samplers.base import Sampler, Step, denoiser_for_step, draw_like, level_tensor
+from scoregen.samplers.base import Sampler, Step, draw_like, level_tensor
 
 
 class _Kind(NamedTuple):

@@ -10,9 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from scoregen.denoisers.base import Cond, Denoiser
+from scoregen.denoisers.base import Cond, Denoiser, denoiser_for_step
 from scoregen.rng import Rng
-from scoregen.samplers.base import Sampler, Step, denoiser_for_step, level_tensor, round_sigmas
+from scoregen.samplers.base import Sampler, Step, level_tensor, round_sigmas
 
 
 @dataclass(frozen=True)

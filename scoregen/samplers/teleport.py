@@ -120,18 +120,14 @@ class TeleportSampler(Sampler):
             )
         return round_sigmas(denoiser, kept)
 
-    def iterate(
-        self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, rng: Rng | None = None
-    ) -> Iterator[Step]:
-        """Jump from noise [B, *shape] ~ N(0, I) at the grid's sigma_max and step on from there."""
-        sigmas = self.sigmas(denoiser)
+    def begin(
+        self, denoiser: Denoiser, noise: Tensor, sigmas: Sequence[float], cond: Cond, rng: Rng | None
+    ) -> Tensor:
+        """Noise of the grid's sigma_max, carried along the flow to the first level: [B, *shape]."""
         if sigmas[0] < denoiser.sigma_max * (1 - 1e-9):  # else it has no higher level to go on from
             warn_of_low_skip(sigmas[0], denoiser.shape)
-        gaussian = self._gaussian(denoiser, noise.device)
-        x = noise.to(getattr(torch, self.state_dtype)) * self.grid.sigma_max
-        start, end = (x.new_tensor(sigma) for sigma in (self.grid.sigma_max, sigmas[0]))
-        x = gaussian.flow(x, start, end, cond)
-        return self.integrate(denoiser, x, sigmas, cond, rng)
+        start, end = (noise.new_tensor(sigma) for sigma in (self.grid.sigma_max, sigmas[0]))
+        return self._gaussian(denoiser, noise.device).flow(noise * self.grid.sigma_max, start, end, cond)
 
     def integrate(
         self,
@@ -184,5 +180,5 @@ def warn_of_low_skip(sigma_skip: float, shape: Sequence[int]) -> None:
         warnings.warn(
             f"teleport goes on from sigma={sigma_skip:.3g}, below the {LOWEST[size]:g} down to which the "
             f"published tables improve for images of this size: {_EVIDENCE[size]}",
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -10,9 +10,9 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import Tensor
 
-from scoregen.denoisers.base import Cond, Denoiser
+from scoregen.denoisers.base import Cond, Denoiser, denoiser_for_step
 from scoregen.rng import Rng
-from scoregen.samplers.base import Sampler, Step, combine, count_usable, denoiser_for_step, level_tensor
+from scoregen.samplers.base import Sampler, Step, combine, count_usable, level_tensor
 from scoregen.samplers.quadrature import phi_integral
 
 Variant = Literal["bh1", "bh2"]

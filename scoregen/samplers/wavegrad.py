@@ -1,6 +1,6 @@
 """WaveGrad's sampler: ancestral sampling from noise of unit variance."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import ClassVar
@@ -10,7 +10,6 @@ from torch import Tensor
 from scoregen.denoisers.base import Cond, Denoiser
 from scoregen.rng import Rng
 from scoregen.samplers.ancestral import EulerAncestralSampler
-from scoregen.samplers.base import Step
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,8 @@ class WaveGradSampler(EulerAncestralSampler):
 
     reference: ClassVar[str] = "Chen et al. 2020, arXiv 2009.00713"
 
-    def iterate(
-        self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, rng: Rng | None = None
-    ) -> Iterator[Step]:
-        """Step from noise [B, *shape] ~ N(0, I) to a sample."""
-        first = self.sigmas(denoiser)[0]
-        return super().iterate(denoiser, noise * (sqrt(1 + first**2) / first), cond, rng)
+    def begin(
+        self, denoiser: Denoiser, noise: Tensor, sigmas: Sequence[float], cond: Cond, rng: Rng | None
+    ) -> Tensor:
+        """Noise of unit variance as x, [B, *shape]."""
+        return noise * sqrt(1 + sigmas[0] ** 2)

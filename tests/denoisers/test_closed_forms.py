@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,6 +9,7 @@ from scoregen.denoisers.base import Denoiser, expand, score
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.denoisers.gaussian import GaussianDenoiser
 from scoregen.denoisers.mixture import GaussianMixtureDenoiser
+from scoregen.denoisers.training_set import TrainingSetDenoiser
 from scoregen.errors import UserError
 from scoregen.rng import generator
 
@@ -20,6 +23,10 @@ def normal(*shape: int, key: str = "x") -> Tensor:
 def score_of(log_density, x: Tensor) -> Tensor:
     x = x.clone().requires_grad_()
     return torch.autograd.grad(log_density(x).sum(), x)[0]
+
+
+def points_of_a_mixture(data: Tensor) -> GaussianMixtureDenoiser:
+    return GaussianMixtureDenoiser(data, torch.zeros(()).double())
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
@@ -92,6 +99,13 @@ def test_as_sigma_vanishes_the_empirical_denoiser_is_the_nearest_neighbour(sigma
     )
 
 
+@pytest.mark.parametrize("kind", [EmpiricalDenoiser, TrainingSetDenoiser, points_of_a_mixture])
+def test_without_noise_a_finite_set_is_its_nearest_member(kind: Callable[[Tensor], Denoiser]) -> None:
+    data, x = normal(20, 3, key="data"), normal(7, 3)
+    nearest = data[torch.cdist(x, data).argmin(1)]
+    torch.testing.assert_close(kind(data)(x, torch.zeros(7, dtype=torch.float64)), nearest)
+
+
 def test_as_sigma_grows_the_empirical_denoiser_is_the_mean() -> None:
     data, x = normal(50, 8, key="data"), normal(10, 8)
     error = [(EmpiricalDenoiser(data)(x, torch.tensor(s)) - data.mean(0)).abs().max() for s in (1e3, 1e4)]
@@ -155,5 +169,9 @@ def test_impossible_parameters_are_refused() -> None:
         GaussianDenoiser(torch.zeros(2), torch.ones(2), eigenvectors=torch.zeros(3, 2))
     with pytest.raises(UserError, match="must not be negative"):
         GaussianMixtureDenoiser(torch.zeros(2, 1), torch.tensor(-1.0))
+    with pytest.raises(UserError, match="every class needs a component of weight above 0"):
+        GaussianMixtureDenoiser(
+            torch.zeros(2, 1), torch.tensor(1.0), weights=torch.tensor([1.0, 0.0]), labels=torch.arange(2)
+        )
     with pytest.raises(UserError, match="every class id"):
         EmpiricalDenoiser(torch.zeros(2, 1), torch.tensor([0, 2]))

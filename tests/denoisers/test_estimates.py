@@ -5,11 +5,12 @@ import torch
 from torch import Tensor
 
 from scoregen.data.base import to_model_range
+from scoregen.denoisers.base import denoiser_for_trajectory
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.denoisers.gaussian import GaussianDenoiser
 from scoregen.denoisers.neighbours import ImportanceDenoiser, NeighbourDenoiser, skip_over
 from scoregen.denoisers.rows import nearest_rows
-from scoregen.denoisers.smoothed import SmoothedDenoiser, for_trajectory, training_set
+from scoregen.denoisers.smoothed import SmoothedDenoiser, training_set
 from scoregen.errors import UserError
 from scoregen.rng import BatchRng, SampleRng, generator
 
@@ -157,11 +158,11 @@ def test_a_trajectory_keeps_its_randomness_and_shares_it_with_no_other(kind, dat
     denoiser = kind(EmpiricalDenoiser(data))
     x, sigma = normal(1, 8).expand(6, 8), torch.tensor(3.0)
     assert torch.equal(denoiser(x, sigma)[0], denoiser(x, sigma)[5])
-    first = for_trajectory(denoiser, SampleRng([1, 2, 3, 4, 5, 1]))
+    first = denoiser_for_trajectory(denoiser, SampleRng([1, 2, 3, 4, 5, 1]))
     once, again = first(x, sigma), first(x, sigma)
     assert torch.equal(once, again)
     assert len(torch.unique(once, dim=0)) == 5
-    alone = for_trajectory(denoiser, SampleRng([3]))(x[:1], sigma)
+    alone = denoiser_for_trajectory(denoiser, SampleRng([3]))(x[:1], sigma)
     torch.testing.assert_close(alone[0], once[2], rtol=0, atol=1e-5)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from scoregen.denoisers.base import Denoiser
+from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.denoisers.gaussian import ClassGaussianDenoiser
 from scoregen.denoisers.guidance import (
     Autoguidance,
@@ -18,8 +19,10 @@ from scoregen.denoisers.guidance import (
     count_evaluations,
 )
 from scoregen.denoisers.mixture import GaussianMixtureDenoiser
+from scoregen.denoisers.smoothed import SmoothedDenoiser
 from scoregen.diffusion.grids import KarrasGrid
 from scoregen.errors import UserError
+from scoregen.rng import SampleRng
 from scoregen.samplers.edm import EulerSampler, HeunSampler
 from scoregen.samplers.generate import generate
 from scoregen.samplers.teleport import TeleportSampler
@@ -63,6 +66,20 @@ def test_neutral_guidance_is_no_guidance_bit_for_bit_and_costs_nothing(
     assert torch.equal(draw(name, guided), draw(name, plain))
     assert recorder.batches == plain.batches
     assert count_evaluations(sampler_of(name), guided) == plain.batches.count(5)
+
+
+@EVERY_KIND
+def test_a_random_denoiser_is_settled_inside_of_guidance(kind: str, mixture: GaussianMixtureDenoiser) -> None:
+    """Every sample has random numbers of its own, guided or not, and the two of a pair the same."""
+    neutral, wrap = KINDS[kind]
+    data = normal(40, 2)
+    smoothed = SmoothedDenoiser(EmpiricalDenoiser(data, (data[:, 0] > 0).long()), sigma_s=1.0)
+    guided, cond = wrap(smoothed, mixture, neutral + 1e-9), torch.tensor([0, 1, 1, 0])
+
+    def sample(denoiser: Denoiser) -> torch.Tensor:
+        return HeunSampler(state_dtype="float64")(denoiser, normal(4, 2), cond, SampleRng(range(4)))
+
+    torch.testing.assert_close(sample(guided), sample(smoothed), rtol=0, atol=1e-5)
 
 
 @EVERY_SAMPLER

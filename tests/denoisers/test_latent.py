@@ -45,9 +45,11 @@ def test_whitened_codes_have_unit_covariance_and_come_back(data: ArrayDataset) -
 
 
 def test_what_does_not_vary_cannot_be_whitened(data: ArrayDataset) -> None:
-    with pytest.raises(UserError, match="eigenvectors of positive variance"):
+    with pytest.raises(UserError, match="64 components, but the data vary along 59 only"):
         Whitening(measure_gaussian(data))  # corners of the digits are always black
-    with pytest.raises(UserError, match="eigenvectors of positive variance"):
+    with pytest.raises(UserError, match="10 components, but the data vary along 9 only"):
+        closed_form_denoiser(data.select(torch.arange(10)), components=10)
+    with pytest.raises(UserError, match="moments with eigenvectors"):
         Whitening(GaussianDenoiser(torch.zeros(2), torch.ones(2)))
 
 
@@ -87,6 +89,8 @@ def test_every_choice_is_what_it_says(data: ArrayDataset) -> None:
     assert smoothed.sigma_s == pytest.approx(0.3 * float(to_model_range(data.x).std()), rel=1e-3)
     sampled = closed_form_denoiser(data, estimator="importance", neighbours=20, others=7, sigma_s=0.0)
     assert isinstance(sampled, ImportanceDenoiser)
+    with pytest.raises(UserError, match="importance draws `others` samples: at least 1"):
+        closed_form_denoiser(data, estimator="importance", others=0)
     latent = closed_form_denoiser(data, components=30)
     assert isinstance(latent, LatentDenoiser)
     assert latent.shape == (30,)

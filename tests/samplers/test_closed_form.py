@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -6,10 +8,14 @@ from scoregen import config
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.denoisers.gaussian import GaussianDenoiser
 from scoregen.denoisers.smoothed import SmoothedDenoiser
+from scoregen.diffusion.grids import KarrasGrid
 from scoregen.errors import UserError
 from scoregen.rng import BatchRng, SampleRng, generator
+from scoregen.samplers import SAMPLERS
+from scoregen.samplers.base import Sampler
 from scoregen.samplers.closed_form import ClosedFormSampler, FlowGrid
 from scoregen.samplers.edm import EulerSampler
+from scoregen.samplers.teleport import TeleportSampler
 
 
 def normal(*shape: int, key: str = "x") -> Tensor:
@@ -117,6 +123,20 @@ def test_noise_is_settled_once_a_trajectory_and_for_each_sample(data: Tensor) ->
     settled = smoothed.for_trajectory(SampleRng([1]))
     expected = EulerSampler(50, grid, state_dtype="float64")(settled, normal(1, 3))
     torch.testing.assert_close(x[:1], expected)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in SAMPLERS.items() if kind().deterministic])
+def test_noise_is_settled_by_every_sampler(name: str, data: Tensor) -> None:
+    smoothed, grid = SmoothedDenoiser(EmpiricalDenoiser(data), sigma_s=1.0), KarrasGrid(sigma_max=20.0)
+    sampler: Sampler = replace(SAMPLERS[name](), grid=grid, state_dtype="float64")
+    if isinstance(sampler, TeleportSampler):
+        moments = GaussianDenoiser(data.mean(0), data.var(0))
+        sampler = replace(sampler, moments=moments, sigma_skip=10.0)
+    x = sampler(smoothed, normal(1, 3).expand(3, 3), rng=SampleRng([1, 2, 1]))
+    alone = sampler(smoothed, normal(1, 3), rng=SampleRng([1]))
+    assert torch.equal(x[0], x[2])
+    assert not torch.allclose(x[0], x[1], atol=1e-3)
+    torch.testing.assert_close(x[:1], alone, rtol=0, atol=1e-9)
 
 
 def test_classes_start_from_their_own_data(data: Tensor) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scoregen.denoisers.base import Denoiser
 from scoregen.denoisers.gaussian import GaussianDenoiser
+from scoregen.denoisers.guidance import Autoguidance
 from scoregen.denoisers.mixture import GaussianMixtureDenoiser
 from scoregen.diffusion.grids import KarrasGrid
 from scoregen.errors import UserError
@@ -106,11 +107,13 @@ def test_the_regression_finds_a_linear_law_of_f() -> None:
 def test_statistics_are_estimated_anew_where_the_weights_change() -> None:
     denoiser = gaussian()
     denoiser.mean = torch.nn.Parameter(denoiser._buffers.pop("mean"))
-    first = SAMPLER.statistics_of(denoiser, normal(1, 3))
-    assert SAMPLER.statistics_of(denoiser, normal(1, 3)) is first
-    with torch.no_grad():
-        denoiser.mean += 1
-    assert not torch.equal(SAMPLER.statistics_of(denoiser, normal(1, 3)).values, first.values)
+    guided = Autoguidance(gaussian(), denoiser, 2.0)  # by a network that changes
+    for model in (denoiser, guided):
+        first = SAMPLER.statistics_of(model, normal(1, 3))
+        assert SAMPLER.statistics_of(model, normal(1, 3)) is first
+        with torch.no_grad():
+            denoiser.mean += 1
+        assert not torch.equal(SAMPLER.statistics_of(model, normal(1, 3)).values, first.values)
 
 
 def test_statistics_that_do_not_fit_are_refused(tmp_path: Path) -> None:

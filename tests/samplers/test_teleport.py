@@ -7,13 +7,16 @@ import torch
 from torch import Tensor
 
 from scoregen import config
+from scoregen.denoisers.base import Cond
 from scoregen.denoisers.gaussian import ClassGaussianDenoiser, GaussianDenoiser
+from scoregen.denoisers.guidance import count_evaluations
 from scoregen.denoisers.mixture import GaussianMixtureDenoiser
 from scoregen.denoisers.moments import save_gaussian
 from scoregen.diffusion.grids import KarrasGrid
 from scoregen.errors import UserError
 from scoregen.rng import BatchRng, generator
 from scoregen.samplers.edm import EulerSampler, HeunSampler
+from scoregen.samplers.fit import fit_sampler
 from scoregen.samplers.teleport import TeleportSampler, warn_of_low_skip
 
 PROTOCOLS = pytest.mark.parametrize("protocol", ["drop", "regrid"])
@@ -30,6 +33,21 @@ def level(sigma: float) -> Tensor:
 @pytest.fixture
 def gaussian() -> GaussianDenoiser:
     return GaussianDenoiser(level(0.3).expand(2), torch.tensor([0.25, 1.5], dtype=torch.float64))
+
+
+class Counter(GaussianDenoiser):
+    """Counts its calls, and keeps the highest noise level asked for."""
+
+    calls, highest = 0, 0.0
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
+        self.calls, self.highest = self.calls + 1, max(self.highest, float(sigma))
+        return super().forward(x, sigma, cond)
+
+
+@pytest.fixture
+def counted(gaussian: GaussianDenoiser) -> Counter:
+    return Counter(gaussian.mean, gaussian.variances)
 
 
 @pytest.fixture
@@ -98,19 +116,27 @@ def test_teleport_is_a_jump_and_then_the_inner_sampler(protocol: str, gaussian, 
     ("protocol", "sigma_skip", "nfe", "saved"),
     [("drop", 20.0, 27, 8), ("drop", 80.0, 35, 0), ("drop", 13.0, 25, 10), ("regrid", 20.0, 35, 0)],
 )
-def test_the_evaluations_saved_are_those_of_the_levels_left_out(protocol, sigma_skip, nfe, saved, gaussian):
+def test_the_evaluations_saved_are_those_of_the_levels_left_out(
+    protocol: str, sigma_skip: float, nfe: int, saved: int, gaussian: GaussianDenoiser, counted: Counter
+) -> None:
     sampler = TeleportSampler(18, moments=gaussian, sigma_skip=sigma_skip, protocol=protocol)
     assert (sampler.nfe(), sampler.nfe_saved) == (nfe, saved)
-    calls = []
+    sampler(counted, normal(2, 2))
+    assert counted.calls == nfe
+    assert counted.highest <= sigma_skip * (1 + 1e-6)
 
-    class Counted(GaussianDenoiser):
-        def forward(self, x, sigma, cond=None):
-            calls.append(float(sigma))
-            return super().forward(x, sigma, cond)
 
-    sampler(Counted(gaussian.mean, gaussian.variances), normal(2, 2))
-    assert len(calls) == nfe
-    assert max(calls) <= sigma_skip * (1 + 1e-6)
+@PROTOCOLS
+@pytest.mark.parametrize(("steps", "sigma_skip"), [(18, 20.0), (40, 10.0)])
+def test_a_sampler_fitted_to_a_model_knows_what_it_costs_there(
+    steps: int, sigma_skip: float, protocol: str, gaussian: GaussianDenoiser, counted: Counter
+) -> None:
+    """A grid that ends earlier has fewer levels below sigma_skip."""
+    counted.sigma_min = 0.02
+    sampler = TeleportSampler(steps, moments=gaussian, sigma_skip=sigma_skip, protocol=protocol)
+    fitted = fit_sampler(sampler, counted, lambda: pytest.fail("moments are given"), None)
+    fitted(counted, normal(2, 2))
+    assert counted.calls == fitted.nfe() == count_evaluations(fitted, counted)
 
 
 def test_churn_is_shared_among_the_steps_of_the_whole_grid(gaussian: GaussianDenoiser) -> None:

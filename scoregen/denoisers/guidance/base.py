@@ -1,8 +1,9 @@
 """What every guidance is: a denoiser around a denoiser, D <- D + push, decided once a step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import copy
+from itertools import chain
 from math import isfinite
 from typing import Protocol, Self
 
@@ -10,11 +11,11 @@ import torch
 from torch import Tensor
 
 from scoregen.data.codec import Codec, codec_of
-from scoregen.denoisers.base import Cond, Denoiser, expand
+from scoregen.denoisers.base import Cond, Denoiser, denoiser_for_step, denoiser_for_trajectory, expand
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.denoisers.smoothed import training_set
 from scoregen.errors import UserError
-from scoregen.samplers.base import denoiser_for_step
+from scoregen.rng import Rng
 
 Interval = tuple[float, float]  # sigma_low < sigma <= sigma_high
 
@@ -53,10 +54,25 @@ class Around:
         """The data that the denoiser is made of; UserError where it is not."""
         return training_set(self.denoiser)
 
+    def parameters(self) -> Iterator[Tensor]:
+        """Those of all networks in it."""
+        parts = (part for part in vars(self).values() if hasattr(part, "parameters"))
+        return chain.from_iterable(part.parameters() for part in parts)
+
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The nearest noise levels that the denoiser was trained on."""
         choose: Callable[[Tensor], Tensor] | None = getattr(self.denoiser, "round_sigma", None)
         return sigma if choose is None else choose(sigma)
+
+    def for_trajectory(self, rng: Rng) -> Self:
+        """The same around the denoiser with random numbers of each sample's own, if it has any."""
+        return self.replaced(denoiser=denoiser_for_trajectory(self.denoiser, rng))
+
+    def replaced(self, **parts: object) -> Self:
+        """A copy with other attributes."""
+        other = copy(self)
+        vars(other).update(parts)
+        return other
 
 
 class Guidance(Around, ABC):
@@ -116,12 +132,6 @@ class Guidance(Around, ABC):
     def within(self, sigma: float) -> Denoiser:
         """This guidance in a step from sigma that it guides throughout."""
         return self.replaced(denoiser=denoiser_for_step(self.denoiser, sigma), interval=None)
-
-    def replaced(self, **parts: object) -> Self:
-        """A copy with other attributes."""
-        other = copy(self)
-        vars(other).update(parts)
-        return other
 
 
 def evaluations(denoiser: Denoiser) -> int:

@@ -1,12 +1,14 @@
 """What a guided sample costs, since guidance differs from step to step."""
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
-from scoregen.denoisers.base import Cond, Denoiser
+from scoregen.denoisers.base import Cond, Denoiser, denoiser_for_step
 from scoregen.denoisers.guidance.base import Around, evaluations
-from scoregen.rng import BatchRng
-from scoregen.samplers.base import Sampler, denoiser_for_step
+from scoregen.rng import BatchRng, Rng
+from scoregen.samplers.base import Sampler
 
 
 class _Meter(Around):
@@ -15,6 +17,9 @@ class _Meter(Around):
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__(denoiser)
         self.step, self.total = denoiser, 0
+
+    def for_trajectory(self, rng: Rng) -> Self:
+        return self
 
     def for_step(self, sigma: float) -> Denoiser:
         self.step = denoiser_for_step(self.denoiser, sigma)

@@ -1,12 +1,14 @@
 """Guidance away from a reference: the same model without its class, or a weaker model."""
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
-from scoregen.denoisers.base import Cond, Denoiser
+from scoregen.denoisers.base import Cond, Denoiser, denoiser_for_step, denoiser_for_trajectory
 from scoregen.denoisers.guidance.base import Guidance, Interval, check_shape, evaluations
 from scoregen.errors import UserError
-from scoregen.samplers.base import denoiser_for_step
+from scoregen.rng import Rng
 
 
 class ClassifierFreeGuidance(Guidance):
@@ -99,6 +101,10 @@ class Autoguidance(Guidance):
         """D and (w - 1) (D - D_0)."""
         denoised = self.denoiser(x, sigma, cond)
         return denoised, (self.weight - 1) * (denoised - self.weaker(x, sigma, cond))
+
+    def for_trajectory(self, rng: Rng) -> Self:
+        """The same around both denoisers with random numbers of each sample's own, if they have any."""
+        return super().for_trajectory(rng).replaced(weaker=denoiser_for_trajectory(self.weaker, rng))
 
     def within(self, sigma: float) -> Denoiser:
         """This guidance in a step from sigma that it guides throughout."""

@@ -1,12 +1,15 @@
 """Configuration: compose it from Hydra's groups, instantiate what it names, save it, compare two.
 
-One choice is one file `conf/<group>/<choice>.yaml`; the groups are the registry. Group choices go through
+One choice is one file `conf/<group>/<choice>.yaml`; the groups are the registry, and files of a folder `conf`
+where one stands add choices of one's own to those of the package. Group choices go through
 Hydra's composition; single values (`trainer.batch=64`) are set afterwards, so that `=` and `,` in paths need
 no quoting. Nothing below the entries reads a configuration: constructors take typed arguments.
 """
 
+import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -24,6 +27,9 @@ CONFIG = "config.yaml"  # in a run folder: what it is trained by
 
 # Groups whose files are of no node: they override the others, the later the earlier.
 PRESETS = ("experiment", "debug")
+
+# What is built when a model is read from its weights; all else in their configuration made them.
+OF_MODEL = ("network", "precond", "codec", "data", "sampler")
 
 # A finished or interrupted run may be continued with another value of these.
 MUTABLE = (
@@ -66,11 +72,27 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else beside
 
 
+def own_conf_dir() -> Path | None:
+    """The folder `conf` where one stands, with choices of one's own; None where there is no other."""
+    own = Path("conf").absolute()
+    return own if own.is_dir() and not own.samefile(conf_dir()) else None
+
+
 def groups() -> dict[str, list[str]]:
-    """Every configuration group with its choices."""
-    found: dict[str, list[str]] = {}
-    for path in sorted(conf_dir().glob("*/*.yaml")):
-        found.setdefault(path.parent.name, []).append(path.stem)
+    """Every configuration group with its choices, those of one's own among them."""
+    return {group: sorted(files) for group, files in _files(conf_dir(), own_conf_dir()).items()}
+
+
+def _files(package: Path, own: Path | None) -> dict[str, dict[str, Path]]:
+    """The file of every choice by group and name; UserError where an own file hides one of the package."""
+    found: dict[str, dict[str, Path]] = {}
+    for path in sorted(package.glob("*/*.yaml")):
+        found.setdefault(path.parent.name, {})[path.stem] = path
+    for path in sorted(own.glob("*/*.yaml")) if own else []:
+        choices = found.get(path.parent.name, {})  # other groups are of other programs
+        known = choices.setdefault(path.stem, path)
+        if known.read_bytes() != path.read_bytes():
+            raise UserError(f"{path} has the name of a choice of the package: give it another")
     return found
 
 
@@ -83,8 +105,10 @@ def compose(overrides: Sequence[str]) -> tuple[DictConfig, list[Problem]]:
     from hydra import initialize_config_dir
 
     choices, values, problems = _split(overrides, known=groups())
+    own = own_conf_dir()
+    found = [] if own is None else [f"hydra.searchpath=['file://{own}']"]
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        cfg = hydra_compose("train", overrides=choices)
+        cfg = hydra_compose("train", overrides=[*found, *choices])
     OmegaConf.set_struct(cfg, False)
     return cfg, problems + _set_values(cfg, values)
 
@@ -117,7 +141,7 @@ def choose(group: str, name: str, values: Sequence[str] = ()) -> tuple[DictConfi
     choices = groups()[group]
     if name not in choices:
         refuse([Problem(f"{group}={name}", f"no such {group}; {suggest(name, choices)}")])
-    cfg = OmegaConf.load(conf_dir() / group / f"{name}.yaml")
+    cfg = OmegaConf.load(_files(conf_dir(), own_conf_dir())[group][name])
     assert isinstance(cfg, DictConfig)
     return adjust(cfg, values)
 
@@ -131,12 +155,29 @@ def adjust(cfg: DictConfig, values: Sequence[str]) -> tuple[DictConfig, list[Pro
 
 def _set_values(cfg: DictConfig, values: Sequence[tuple[str, str]]) -> list[Problem]:
     problems = []
-    for key, text in values:
+    given = {key for key, _ in values}
+    for key, text in sorted(
+        values, key=lambda pair: not pair[0].endswith("._target_")
+    ):  # what to build first
         try:
             OmegaConf.update(cfg, key, _parse(text), merge=False, force_add=True)
+            if key.endswith("._target_"):
+                _drop_unknown(cfg, key.removesuffix("._target_"), given)
         except (OmegaConfBaseException, AttributeError, TypeError, ValueError) as error:
             problems.append(Problem(f"{key}={text}", f"cannot be set: {str(error).splitlines()[0]}"))
     return problems
+
+
+def _drop_unknown(cfg: DictConfig, path: str, given: Container[str]) -> None:
+    """Of a node whose class was exchanged, the settings that the new one does not take and nobody gave."""
+    node = OmegaConf.select(cfg, path)
+    try:
+        taken = inspect.signature(locate(node["_target_"])).parameters
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return  # validation says what is wrong with it
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+        for key in [key for key in node if key not in {"_target_", *taken} and f"{path}.{key}" not in given]:
+            del node[key]
 
 
 def _split(
@@ -195,21 +236,24 @@ def from_yaml(text: str, source: str) -> DictConfig:
 def refuse_foreign(cfg: DictConfig, source: str) -> None:
     """UserError where a configuration from outside names code that conf/ does not and scoregen has not.
 
-    A weights file is data: it must not choose what runs when it is read.
+    A weights file is data: it must not choose what runs when it is read. Only parts of a model are built
+    then; by what it was trained does not matter.
     """
-    known = _known_targets(conf_dir())
-    foreign = {target for target in _targets(cfg) if target not in known and not _is_ours(target)}
+    known = _known_targets(conf_dir(), own_conf_dir())
+    used = {target for part in OF_MODEL for target in _targets(cfg.get(part))}
+    foreign = sorted(target for target in used if target not in known and not _is_ours(target))
     if foreign:
         raise UserError(
-            f"{source}: its configuration names {', '.join(sorted(foreign))}, which neither is a class of "
-            "scoregen nor stands in conf/; a weights file may not run code. If it is yours, name it in conf/"
+            f"{source}: its configuration names {', '.join(foreign)}, which neither is a class of scoregen "
+            "nor stands in conf/; a weights file may not run code. If it is yours, name it in a file of the "
+            "folder conf where you stand, such as conf/network/mine.yaml"
         )
 
 
 @cache
-def _known_targets(folder: Path) -> frozenset[str]:
-    """Everything that the files of a configuration folder name."""
-    paths = folder.glob("*/*.yaml")
+def _known_targets(package: Path, own: Path | None) -> frozenset[str]:
+    """Everything that the files of the configuration folders name."""
+    paths = (path for choices in _files(package, own).values() for path in choices.values())
     return frozenset(target for path in paths for target in _targets(OmegaConf.load(path)))
 
 
@@ -279,8 +323,13 @@ def instantiate(node: Any, **arguments: Any) -> Any:
 
 
 def locate(target: str) -> Any:
-    """The class or function with the dotted name `target`; ImportError or AttributeError if there is none."""
+    """The class or function with the dotted name `target`; ImportError or AttributeError if there is none.
+
+    Modules where one stands are found, too, as they are by `python script.py` of a script there.
+    """
     from importlib import import_module
 
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     module, _, name = target.rpartition(".")
     return getattr(import_module(module), name)

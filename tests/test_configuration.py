@@ -1,6 +1,7 @@
 """Laws of the configuration: every choice is valid, every mistake is told at once."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,57 @@ def test_a_weights_file_may_not_choose_code(override: str) -> None:
     target = override.split("_target_")[1].strip("=: ").split(",")[0]
     with pytest.raises(UserError, match=target):
         config.refuse_foreign(cfg, "here")
+
+
+@pytest.mark.parametrize("part", ["objective", "optimizer", "hooks.mine"])
+def test_what_a_model_was_trained_by_is_not_asked_of_its_weights(part: str) -> None:
+    cfg, _ = config.compose([f"{part}._target_=mine.Class"])
+    config.refuse_foreign(cfg, "here")
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a network of one's own, where one stands."""
+    (tmp_path / "conf" / "network").mkdir(parents=True)
+    (tmp_path / "conf" / "network" / "narrow.yaml").write_text("_target_: own_narrow.Narrow\nwidth: 5\n")
+    (tmp_path / "own_narrow.py").write_text(
+        "from scoregen.networks.mlp import MLP\n\n\nclass Narrow(MLP):\n    pass\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    return tmp_path / "conf"
+
+
+def test_a_folder_where_one_stands_adds_choices(own: Path) -> None:
+    cfg, problems = config.compose(["data=digits", "network=narrow", "network.depth=1"])
+    assert problems + validate(cfg) == []
+    assert cfg.network == {"_target_": "own_narrow.Narrow", "width": 5, "depth": 1}
+    assert config.choose("network", "narrow")[0].width == 5
+    config.refuse_foreign(cfg, "here")
+    assert "narrow" in config.groups()["network"]
+    assert "allowed: adm, classifier, ddpmpp" in str(config.compose(["network=nope"])[1][0])
+
+
+def test_other_programs_folders_are_left_alone_and_names_are_taken_once(own: Path) -> None:
+    (own / "model").mkdir()
+    (own / "model" / "gpt.yaml").write_text("a: 1")
+    assert "model" not in config.groups()
+    same = config.conf_dir() / "network" / "mlp.yaml"
+    (own / "network" / "mlp.yaml").write_bytes(same.read_bytes())
+    assert config.compose(["network=mlp"])[1] == []
+    (own / "network" / "mlp.yaml").write_text("_target_: own_narrow.Narrow")
+    with pytest.raises(UserError, match=r"network/mlp\.yaml has the name of a choice of the package"):
+        config.groups()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_another_class_keeps_the_settings_that_it_takes(order: int) -> None:
+    overrides = ["optimizer._target_=torch.optim.SGD", "optimizer.lr=0.5", "optimizer.momentum=0.9"]
+    cfg, problems = config.compose(["optimizer.weight_decay=0.1", *overrides[::order]])
+    assert problems + validate(cfg) == []
+    kept = {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.1, "fused": True}
+    assert cfg.optimizer == {"_target_": "torch.optim.SGD", **kept}
+    assert "unknown key" in problems_of("optimizer._target_=torch.optim.SGD", "optimizer.eps=1")
 
 
 def test_the_difference_names_each_changed_key_but_the_ignored() -> None:

@@ -113,17 +113,28 @@ class StoredModel:
         return weights_hash(self.weights)
 
     def load(self) -> NetworkDenoiser:
-        """The denoiser, on the CPU, in evaluation mode."""
+        """The denoiser, on the CPU, in evaluation mode; its weights take no gradients."""
         denoiser = build_denoiser(self.cfg, self.spec)
         load_weights(denoiser, read_weights(self.weights)[0], str(self.weights))
         if isinstance(denoiser.codec, LatentCodec):
             denoiser.codec.check()
-        return denoiser.eval()
+        return denoiser.eval().requires_grad_(False)
 
 
 def pretrained() -> list[str]:
-    """The models that come with the package, as `find_model` takes them."""
+    """The models that come with the package, as `load_model` takes them."""
     return [f"pretrained/{file.stem}" for file in sorted(PRETRAINED.glob("*.safetensors"))]
+
+
+def load_model(path: str | Path) -> NetworkDenoiser:
+    """The denoiser of a run folder, a weights file or `pretrained/NAME`, on the CPU, ready to be asked.
+
+    Raises UserError where there is none, or nothing can be read there.
+    """
+    found = find_model(Path(path))
+    if found is None:
+        raise UserError(f"{path}: no such run folder or weights file, nor one of {', '.join(pretrained())}")
+    return found.load()
 
 
 def find_model(path: Path) -> StoredModel | None:

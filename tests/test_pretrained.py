@@ -10,7 +10,8 @@ from scoregen.cli.source import load_source
 from scoregen.data.base import to_model_range
 from scoregen.denoisers.base import expand
 from scoregen.denoisers.moments import measure_gaussian
-from scoregen.model import PRETRAINED, find_model, pretrained
+from scoregen.errors import UserError
+from scoregen.model import PRETRAINED, find_model, load_model, pretrained
 from scoregen.rng import generator
 
 BYTES = 3_000_000
@@ -51,3 +52,12 @@ def test_a_path_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.Mon
     assert found is not None
     assert found.weights == Path(name)
     assert find_model(Path("pretrained/none")) is None
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_model_is_loaded_ready_to_be_asked(kind: type) -> None:
+    denoiser = load_model(kind("pretrained/digits"))
+    assert not denoiser.training
+    assert not denoiser(torch.zeros(2, 1, 8, 8), torch.tensor(1.0), torch.arange(2)).requires_grad
+    with pytest.raises(UserError, match="nowhere: no such run folder or weights file, nor one of"):
+        load_model(kind("nowhere"))

@@ -1,6 +1,5 @@
 """Denoising likelihood score matching (DLSM): a classifier whose gradient is the score of the likelihood."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -11,6 +10,7 @@ from scoregen.denoisers.base import Cond, Denoise, Denoiser, expand
 from scoregen.denoisers.frozen import Frozen
 from scoregen.diffusion.noise import SigmaDistribution
 from scoregen.errors import UserError
+from scoregen.model import load_model
 from scoregen.networks.base import Role
 from scoregen.networks.layers import twice_differentiable
 from scoregen.objectives.base import Loss
@@ -118,6 +118,7 @@ class LikelihoodScoreLoss(nn.Module):
 
 def load_prior(path: str) -> Denoiser:
     """The averaged model of a run folder or a weights file."""
-    from scoregen.cli.source import load_source
-
-    return load_source(Path(path), torch.device("cpu")).denoiser
+    prior = load_model(path)
+    if prior.network.role != "denoiser":
+        raise UserError(f"objective.prior={path} is a {prior.network.role}: give a model of the data")
+    return prior

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from scoregen.denoisers.base import Cond, Denoiser
+from scoregen.denoisers.function import FunctionDenoiser
 from scoregen.denoisers.gaussian import GaussianDenoiser
 from scoregen.denoisers.mixture import GaussianMixtureDenoiser
 from scoregen.diffusion.grids import KarrasGrid
@@ -117,6 +118,15 @@ def test_gaussian_data_come_out_with_the_known_spread(
     out = replace(sampler, state_dtype=state_dtype)(gaussian(s), torch.ones(1, 1))
     assert out.dtype == getattr(torch, state_dtype)
     assert float(out) / s == pytest.approx(ratio, abs=6e-5)
+
+
+@EVERY_SAMPLER
+def test_a_function_is_sampled_from_as_the_denoiser_that_it_is(name: str) -> None:
+    denoiser = gaussian(0.5)
+    function = FunctionDenoiser(lambda x, sigma: denoiser(x, sigma), denoiser.shape)
+    sampler, noise = build(name, 6), torch.ones(3, 1)
+    samples = [sampler(model, noise, rng=BatchRng("f", size=3)) for model in (denoiser, function)]
+    assert torch.equal(*samples)
 
 
 @EVERY_SAMPLER

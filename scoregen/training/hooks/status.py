@@ -37,7 +37,7 @@ class StatusHook(Hook):
         return {
             "img_per_s": round(rate, 2),
             "ms_per_step": round(1000 * seconds * trainer.options.batch / max(images, 1), 2),
-            "seconds_left": round((trainer.options.total - trainer.nimg) / max(rate, 1e-9), 1),
+            "seconds_left": round(max(trainer.options.total - trainer.nimg, 0) / max(rate, 1e-9), 1),
             "memory_gb": round(peak_memory_gb(trainer.parallel.device), 2),
         }
 

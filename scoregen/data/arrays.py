@@ -1,9 +1,11 @@
 """npz and npy files."""
 
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ def load_arrays(
     split: Split = "train",
     root: str | None = None,
     path: str | None = None,
-    conditional: bool = False,
+    conditional: bool | Literal["auto"] = False,
     test_fraction: Fraction = 0.1,
 ) -> ArrayDataset:
     """Read samples from an .npy file, or from an .npz file with labels.
@@ -30,8 +32,8 @@ def load_arrays(
     Samples (`images`, `x`, `data` or the only array): uint8 images [N, H, W, C], [N, C, H, W] or [N, H, W];
     float images [N, C, H, W] in [-1, 1]; or float vectors [N, D]. Labels (`labels`, `label` or `y`): integers
     [N]. Arrays named `x_train` or `train_images` with a `test` twin keep that split; else `test_fraction` is
-    held out. Raises UserError for a missing or damaged file, other shapes, NaN, labels out of range or
-    missing.
+    held out. With conditional=auto the class is told where there are labels. Raises UserError for a missing
+    or damaged file, other shapes, NaN, labels out of range or missing.
     """
     file = find_path("the npz or npy file", path, root)
     splits = _splits(_read(file))
@@ -40,7 +42,7 @@ def load_arrays(
     labels = _pick(arrays, LABELS)
     if samples is None:
         raise UserError(f"{file} holds {', '.join(arrays)}: name the samples one of {', '.join(SAMPLES)}")
-    if conditional and labels is None:
+    if conditional is True and labels is None:
         raise UserError(f"{file} has no labels ({' or '.join(LABELS)}): set data.conditional=false")
     x, label, classes = _samples(arrays[samples], f"{file}: {samples}"), None, None
     if labels and conditional:  # the classes are those of both splits
@@ -88,6 +90,12 @@ def _samples(array: np.ndarray, where: str) -> Tensor:
         raise UserError(
             f"{where} reaches {float(x.abs().max()):g}: float images must lie in [-1, 1] and be "
             "[N, C, H, W]; or give uint8 levels"
+        )
+    if x.ndim == 4 and len(x) and float(x.min()) >= 0:
+        warnings.warn(
+            f"{where} lies in [{float(x.min()):g}, {float(x.max()):g}], float images lie in [-1, 1]: "
+            "if 0 is black, give 2 x - 1, or uint8 levels",
+            stacklevel=3,
         )
     return x
 

@@ -171,7 +171,7 @@ def _load(args: argparse.Namespace, path: Path) -> "ArrayDataset":
         raise UserError(f"--labels {args.labels}: for {args.src} only auto and none are possible")
     conditional = args.labels == "auto"
     if path.suffix in (".npz", ".npy"):
-        return load_arrays(path=str(path), conditional=conditional, test_fraction=0.0)
+        return load_arrays(path=str(path), conditional=conditional and "auto", test_fraction=0.0)
     if args.src == "digits":
         return load_digits(split=args.split, conditional=conditional)
     if args.src == "cifar10":
@@ -241,7 +241,7 @@ def report(out: Path, stats: "Stats", class_names: Sequence[str]) -> str:
         f"{out.stat().st_size / 1e6:.1f} MB\n"
         f"mean {stats.mean:.4f}, sigma_data {stats.std:.4f} in [-1, 1]\n"
         f"classes: {f'{len(class_names)} ({counts})' if class_names else 'none'}\n"
-        f"train on it: python train.py experiment=folder_edm data.root={out}"
+        f"train on it: python train.py experiment=folder_edm data.root={out} sigma_data={stats.std:.2g}"
     )
 
 

@@ -23,6 +23,7 @@ from scoregen.evaluation.frechet import Gaussian, Moments
 from scoregen.evaluation.processes import Alone, Processes
 from scoregen.evaluation.running import Storable
 from scoregen.files import written_whole
+from scoregen.images import to_uint8
 
 Kind = type[Storable[Any]]
 Wanted = Mapping[str, tuple[Kind, ...]]  # the summaries that are needed of each layer
@@ -176,6 +177,8 @@ def batches(data: Images, rank: int = 0, world: int = 1, batch: int = 256) -> It
     """
     for indices in torch.arange(len(data))[rank::world].split(batch):
         x = data.fetch(indices).x
+        if x.is_floating_point() and x.ndim == 4 and x.shape[1] in (1, 3):
+            x = to_uint8(x)  # as samples are
         if x.dtype != torch.uint8 or x.ndim != 4:
             raise UserError(
                 f"data set {data.name} holds {x.dtype} of shape {tuple(x.shape[1:])}, not uint8 images; "

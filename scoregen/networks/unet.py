@@ -176,6 +176,6 @@ def levels(resolution: int, count: int, attention_resolutions: Sequence[int]) ->
     sizes = [resolution >> level for level in range(count)]
     if unknown := sorted(set(attention_resolutions) - set(sizes)):
         raise UserError(
-            f"attention_resolutions {unknown} are none of the levels {sizes}; choose from these, or []"
+            f"network.attention_resolutions={unknown}: none of the levels {sizes}; choose from these, or []"
         )
     return sizes

@@ -46,6 +46,7 @@ def test_the_report_and_the_archive_hold_the_measured_statistics(
         "12 images, 3 x 6 x 6",
         f"mean {stats.mean:.4f}",
         f"sigma_data {stats.std:.4f}",
+        f"experiment=folder_edm data.root={tmp_path / 'a.zip'} sigma_data={stats.std:.2g}",
         "cat 4, dog 8",
     ):
         assert part in text
@@ -65,6 +66,9 @@ def test_a_prepared_zip_and_a_published_set_can_be_prepared(pets: Path, tmp_path
 
 def test_arrays_can_be_prepared(tmp_path: Path, photos: list) -> None:
     np.savez(tmp_path / "a.npz", images=np.stack(photos), labels=np.arange(12) % 3)
+    np.save(tmp_path / "b.npy", np.stack(photos))
+    assert main([str(tmp_path / "b.npy"), "--out", str(tmp_path / "b.zip")]) == 0
+    assert read(tmp_path / "b.zip", conditional=False).num_classes == 0
     assert main([str(tmp_path / "a.npz"), "--out", str(tmp_path / "a.zip")]) == 0
     data = read(tmp_path / "a.zip")
     assert torch.equal(data.x, torch.from_numpy(np.stack(photos)).permute(0, 3, 1, 2))

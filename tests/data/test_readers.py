@@ -234,6 +234,12 @@ def test_arrays_of_every_layout_are_read(tmp_path: Path, array: np.ndarray, expe
     assert plain.num_classes == 0
 
 
+def test_float_images_that_are_never_dark_are_warned_of(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).random((10, 1, 4, 4)).astype(np.float32))
+    with pytest.warns(UserWarning, match=r"if 0 is black, give 2 x - 1"):
+        load_arrays(root=str(tmp_path / "a.npy"))
+
+
 @pytest.mark.parametrize(
     "keys",
     [

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from scoregen.data.base import to_model_range
 from scoregen.errors import UserError
 from scoregen.evaluation.reference import Reference, batches, read_reference, reference_of
 from scoregen.evaluation.scatter import ScatterExtractor
@@ -122,3 +123,8 @@ def test_shares_of_the_processes_are_a_partition(world: int) -> None:
 def test_data_that_are_no_images_are_refused() -> None:
     with pytest.raises(UserError, match=r"data set held holds torch\.float32 .* do not apply"):
         reference_of(Held(torch.zeros(5, 2)), ScatterExtractor())
+
+
+def test_float_images_are_compared_at_the_levels_that_samples_get(digits: Tensor) -> None:
+    for levels, of_floats in zip(batches(Held(digits)), batches(Held(to_model_range(digits))), strict=True):
+        assert torch.equal(levels, of_floats)

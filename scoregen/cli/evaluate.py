@@ -23,7 +23,7 @@ examples:
   python evaluate.py --run runs/x --metrics fid --reference cifar10-32x32.npz --inception-weights FILE
   python evaluate.py --images FOLDER_ZIP_OR_NPZ --reference cifar10 --metrics fid
   python evaluate.py --compare cifar10:test cifar10:train --metrics fid
-  python evaluate.py --compare runs/a/metrics.json runs/b/metrics.json       may these be compared?
+  python evaluate.py --compare runs/a runs/b runs/c         what was measured of them, and whether it compares
   python evaluate.py --run runs/x --report                  runs/x/report.html, with what is measured already
   torchrun --nproc_per_node 8 -- evaluate.py --run runs/cifar_edm --metrics fid      (mind the --)
 
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a data set's name, images at a path, or .npz statistics (default: the training data)",
     )
     parser.add_argument(
-        "--compare", nargs=2, metavar=("A", "B"), help="--images A --reference B; or two files of results"
+        "--compare", nargs="+", metavar="A", help="--images A --reference B; or the results of several runs"
     )
     parser.add_argument("--latents", choices=("normal", "sobol"), default="normal", help="initial noise")
     parser.add_argument("--inception-weights", metavar="FILE", help="as --weights inception=FILE")
@@ -82,12 +82,15 @@ def _parser() -> argparse.ArgumentParser:
 def _evaluate(argv: Sequence[str]) -> int:
     args = _parser().parse_intermixed_args(argv)
     _check(args)
-    if args.compare and all(name.endswith(".json") for name in args.compare):
-        from scoregen.cli.records import compare_files
-
-        compare_files(*map(Path, args.compare))
-        return DONE
     if args.compare:
+        from scoregen.cli.records import compare_results, holds_results
+
+        paths = [Path(name) for name in args.compare]
+        if all(map(holds_results, paths)):
+            compare_results(paths)
+            return DONE
+        if len(paths) > 2 or any(map(holds_results, paths)):
+            raise UserError("--compare: run folders and metrics.json among themselves, or two sets of images")
         args.images, args.reference = args.compare
     return _judge(args)
 
@@ -101,13 +104,17 @@ def _check(args: argparse.Namespace) -> None:
     chosen = [flag for flag in ("run", "data", "images", "compare") if getattr(args, flag)]
     if len(chosen) > 1:
         raise UserError(f"{' and '.join(f'--{flag}' for flag in chosen)}: give one of them")
+    if args.compare and len(args.compare) < 2:
+        raise UserError("--compare A B: give two or more")
+    if args.report and args.out and args.metrics is None:
+        raise UserError("--out names a file of results, and --report alone measures none: leave it out")
     if args.compare and args.reference:
         raise UserError("--compare A B has its reference, B: leave --reference out")
 
 
 def _judge(args: argparse.Namespace) -> int:
     from scoregen.cli.candidate import choose_candidate
-    from scoregen.cli.records import add_records, make_records, print_records, read_records
+    from scoregen.cli.records import RESULTS, add_records, make_records, print_records, read_records
     from scoregen.evaluation.examine import EXAMINATIONS
     from scoregen.evaluation.metrics import METRICS, check_metrics
     from scoregen.parallel import Parallel
@@ -120,7 +127,7 @@ def _judge(args: argparse.Namespace) -> int:
     weights = _weights(args)
     parallel = Parallel(args.device or "auto")
     candidate = choose_candidate(args, metrics, parallel)
-    out = Path(args.out) if args.out else candidate.folder / "metrics.json"
+    out = Path(args.out) if args.out else candidate.folder / RESULTS
     check_writable(out)
     read_records(out)
     if parallel.is_main:

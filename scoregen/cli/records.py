@@ -7,8 +7,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from scoregen.config import CONFIG
 from scoregen.errors import UserError
 from scoregen.evaluation.result import Record, Result, differences, obstacles, protocol
+
+RESULTS = "metrics.json"  # in a run folder: what evaluate.py found
 
 
 def read_records(file: Path) -> list[Record]:
@@ -60,30 +63,42 @@ def print_records(records: Sequence[Record]) -> None:
             print(f"  WARNING: {record['note']}")
 
 
-def compare_files(first: Path, second: Path) -> None:
-    """Print, for every metric that two files of results have, both numbers and whether they may be compared.
+def holds_results(path: Path) -> bool:
+    """Whether a path is of results of evaluate.py, not of images: such a file, or a run folder."""
+    return path.suffix == ".json" or (path / CONFIG).is_file()
 
-    Of several results of one metric the last counts.
+
+def compare_results(paths: Sequence[Path]) -> None:
+    """Print, for every metric that all of some results have, the numbers, and whether they may be compared.
+
+    Each path is a run folder or its metrics.json; of several results of one metric the last counts. The first
+    is what the others are compared with.
     """
-    sides = []
-    for file in (first, second):
+    files = [path / RESULTS if path.is_dir() else path for path in paths]
+    sides: list[dict[str, Record]] = []
+    for path, file in zip(paths, files, strict=True):
         if not file.exists():
-            raise UserError(f"{file}: there is no such file of results")
+            made = f": python evaluate.py --run {path} makes it" if path.is_dir() else ""
+            raise UserError(f"{file}: there is no such file of results{made}")
         sides.append({_family(record): record for record in read_records(file)})
-    shared = [name for name in sides[0] if name in sides[1]]
+    shared = [name for name in sides[0] if all(name in side for side in sides)]
     if not shared:
-        ours, theirs = (", ".join(side) or "nothing" for side in sides)
-        raise UserError(f"{first} has {ours}, {second} has {theirs}: no metric in common")
+        has = (f"{path} has {', '.join(side) or 'nothing'}" for path, side in zip(paths, sides, strict=True))
+        raise UserError(f"{', '.join(has)}: no metric in common")
     for name in shared:
-        a, b = (side[name] for side in sides)
-        print(f"\n{name}: {a['value']:.5g} against {b['value']:.5g}")
-        for record in (a, b):
-            print(f"  {record['name']} {record['value']:.5g}: {protocol(record)}")
-        reasons = obstacles(a, b)
-        print("  comparable" if not reasons else "  NOT comparable: " + "; ".join(reasons))
-        others = differences(a, b)
-        if others:
-            print("  they differ in " + "; ".join(others))
+        records = [side[name] for side in sides]
+        print(f"\n{name}: {' against '.join(format(record['value'], '.5g') for record in records)}")
+        for path, record in zip(paths, records, strict=True):
+            print(f"  {path}: {record['name']} {record['value']:.5g}: {protocol(record)}")
+        for path, record in zip(paths[1:], records[1:], strict=True):
+            _print_comparison(f"{path}: " if len(paths) > 2 else "", records[0], record)
+
+
+def _print_comparison(whose: str, first: Record, other: Record) -> None:
+    reasons, differ = obstacles(first, other), differences(first, other)
+    print(f"  {whose}{'NOT comparable: ' + '; '.join(reasons) if reasons else 'comparable'}")
+    if differ:
+        print(f"    differing in {'; '.join(differ)}")
 
 
 def _family(record: Record) -> str:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from scoregen.config import flatten
+
 
 @dataclass(frozen=True)
 class Score:
@@ -105,12 +107,16 @@ def obstacles(a: Record, b: Record) -> list[str]:
 
 
 def differences(a: Record, b: Record) -> list[str]:
-    """What else differs between two numbers: what the comparison is about."""
-    return [
-        f"{title}: {_short(a.get(key))} against {_short(b.get(key))}"
-        for key, title in _MAY_DIFFER.items()
-        if a.get(key) != b.get(key)
-    ]
+    """What else differs between two numbers: what the comparison is about; of settings those that differ."""
+    found = []
+    for key, title in _MAY_DIFFER.items():
+        before, after = flatten({title: a.get(key)}), flatten({title: b.get(key)})
+        found += [
+            f"{name}: {_short(before.get(name))} against {_short(after.get(name))}"
+            for name in {**before, **after}
+            if before.get(name) != after.get(name)
+        ]
+    return found
 
 
 def _reference(record: Record) -> tuple[Any, ...]:
@@ -127,7 +133,5 @@ def _describe_reference(record: Record) -> str:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}={_short(inner)}" for key, inner in value.items())
     text = str(value if value not in (None, "") else "none")
     return text[:8] if len(text) == 64 else text

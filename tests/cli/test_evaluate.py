@@ -1,6 +1,7 @@
 """Laws of evaluate.py: one number for one set of images, and two numbers that say whether they compare."""
 
 import json
+import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -105,6 +106,17 @@ def test_records_say_whether_they_compare_and_if_not_why(
     assert "  comparable" in told["b"]
     assert "NOT comparable: number of images: 150 against 100" in told["fewer"]
     assert "NOT comparable: reference: digits" in told["other"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").touch()
+    assert_refused(call("evaluate.py", "--compare", "a.json", "run"), "evaluate.py --run run makes it")
+    shutil.copy(tmp_path / "fewer.json", tmp_path / "run/metrics.json")
+    several = call("evaluate.py", "--compare", "a.json", "b.json", "run").stdout
+    assert "  b.json: comparable" in several
+    assert "  run: NOT comparable: number of images: 150 against 100" in several
+    assert_refused(
+        call("evaluate.py", "--compare", "run", "images"), "among themselves, or two sets of images"
+    )
+    assert_refused(call("evaluate.py", "--compare", "run"), "give two or more")
     (tmp_path / "none.json").write_text("[]")
     assert_refused(call("evaluate.py", "--compare", "a.json", "none.json"), "no metric in common")
     assert_refused(call("evaluate.py", "--compare", "a.json", "absent.json"), "absent.json")

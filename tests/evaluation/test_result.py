@@ -57,6 +57,15 @@ def test_what_a_comparison_is_about_is_none(key: str, value: object) -> None:
     assert bool(differences(RECORD, other)) == (key not in ("value", "seeds"))
 
 
+def test_of_settings_only_those_that_differ_are_told() -> None:
+    sampler = {"class": "HeunSampler", "steps": 18, "grid": {"class": "KarrasGrid", "rho": 7.0}}
+    other = {**sampler, "steps": 9, "grid": {"class": "KarrasGrid", "rho": 5.0}}
+    assert differences({**RECORD, "sampler": sampler}, {**RECORD, "sampler": other}) == [
+        "sampler.steps: 18 against 9",
+        "sampler.grid.rho: 7.0 against 5.0",
+    ]
+
+
 def test_the_same_data_are_one_reference_however_their_statistics_were_rounded() -> None:
     assert obstacles(RECORD, {**RECORD, "reference_sha256": "9" * 64}) == []
     foreign = {**RECORD, "reference_fingerprint": "", "reference": ""}

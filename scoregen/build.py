@@ -36,7 +36,7 @@ from scoregen.objectives.multiplicative import MultiplicativeLoss
 from scoregen.parallel import Parallel
 from scoregen.rng import derive_seed
 from scoregen.samplers.fit import fit_sampler
-from scoregen.training.checkpoint import latest_checkpoint
+from scoregen.training.checkpoint import CHECKPOINTS, latest_checkpoint
 from scoregen.training.hooks import EvaluateHook, GridHook, HeldoutHook, Hook
 from scoregen.training.hooks.evaluate import REFERENCES
 from scoregen.training.lock import FolderLock
@@ -298,12 +298,12 @@ def _check_same_run(cfg: DictConfig, run_dir: Path) -> None:
 
 def _saved_config(run_dir: Path) -> DictConfig | None:
     """The configuration of the run in a folder; from its weights where the file is damaged; None without."""
-    if not (run_dir / "checkpoints").is_dir():
+    if not (run_dir / CHECKPOINTS).is_dir():
         return None
     try:
         return config.from_yaml((run_dir / config.CONFIG).read_text(), config.CONFIG)
     except (OSError, ValueError):
-        found = latest_checkpoint(run_dir / "checkpoints")
+        found = latest_checkpoint(run_dir / CHECKPOINTS)
         return None if found is None else config.from_yaml(found.metadata("ema")["config"], str(found.path))
 
 

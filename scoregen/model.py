@@ -20,9 +20,10 @@ from scoregen.denoisers.network import NetworkDenoiser
 from scoregen.diffusion.precond import HyvarinenPrecond
 from scoregen.errors import UserError
 from scoregen.rng import derive_seed
-from scoregen.training.checkpoint import latest_checkpoint
+from scoregen.training.checkpoint import CHECKPOINTS, check_weights, latest_checkpoint
 from scoregen.training.weights import load_weights, read_weights, weights_hash
 
+AVERAGED = "ema.safetensors"  # of a checkpoint
 PRETRAINED = Path(__file__).parent / "pretrained"  # weights that come with the package
 
 
@@ -137,26 +138,33 @@ def load_model(path: str | Path) -> NetworkDenoiser:
     return found.load()
 
 
-def find_model(path: Path) -> StoredModel | None:
-    """The averaged weights of a run's newest whole checkpoint, or a safetensors file; None for no such path.
+def _advice(folder: Path) -> str:
+    """What to do about a folder that holds no checkpoint."""
+    if (folder / "config.json").exists() or (folder / "unet").is_dir():
+        return f"it is of diffusers; convert it: python -m scoregen.export.foreign {folder} --out OUT"
+    runs = ", ".join(str(path.parent) for path in sorted(folder.glob(f"*/{CHECKPOINTS}")))
+    return f"give one of the runs in it: {runs}" if runs else "give a run of train.py or a .safetensors file"
 
-    `pretrained/NAME` is a model of the package, unless there is such a path here.
+
+def find_model(path: Path) -> StoredModel | None:
+    """The averaged weights of a run's newest whole checkpoint, or of one, or a safetensors file.
+
+    None for no such path. `pretrained/NAME` is a model of the package, unless there is such a path here.
 
     Raises UserError where nothing can be read there.
     """
     if not path.exists() and str(path) in pretrained():
         path = PRETRAINED / f"{path.name}.safetensors"
-    if path.is_dir():
-        found = latest_checkpoint(path / "checkpoints")
+    run_dir, weights = None, path / AVERAGED if path.is_dir() else path
+    if path.is_dir() and not weights.exists():
+        found = latest_checkpoint(path / CHECKPOINTS)
         if found is None:
-            raise UserError(
-                f"{path} holds no checkpoint; give a run folder of train.py or a .safetensors file"
-            )
-        run_dir, weights = path, found.path / "ema.safetensors"
-    elif path.is_file():
-        run_dir, weights = None, path
-    else:
+            raise UserError(f"{path} holds no checkpoint; {_advice(path)}")
+        run_dir, weights = path, found.path / AVERAGED
+    elif not weights.exists():
         return None
+    else:
+        check_weights(weights)
     metadata = read_weights(weights)[1]
     if not {"config", "model"} <= metadata.keys():
         raise UserError(

@@ -54,6 +54,17 @@ def test_a_path_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.Mon
     assert find_model(Path("pretrained/none")) is None
 
 
+def test_a_checkpoint_is_a_model_as_its_file_is(tmp_path: Path) -> None:
+    folder = tmp_path / "000000000128"
+    folder.mkdir()
+    weights = folder / "ema.safetensors"
+    weights.write_bytes((PRETRAINED / "digits.safetensors").read_bytes())
+    found = find_model(folder)
+    assert found == find_model(weights)
+    assert found is not None
+    assert found.run_dir is None
+
+
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_model_is_loaded_ready_to_be_asked(kind: type) -> None:
     denoiser = load_model(kind("pretrained/digits"))

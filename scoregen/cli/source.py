@@ -20,6 +20,7 @@ from scoregen.denoisers.closed_form import Estimator, closed_form_denoiser
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.errors import UserError
 from scoregen.model import PRETRAINED, find_model, pretrained
+from scoregen.training.checkpoint import CHECKPOINTS
 from scoregen.training.hooks.evaluate import REFERENCES
 from scoregen.training.summary import SUMMARY
 
@@ -47,7 +48,9 @@ def find_source(path: str | None, device: torch.device) -> Source:
     """The model at `path`; without one that of the latest finished run, else the embedded data themselves."""
     if path is not None:
         return load_source(Path(path), device)
-    finished = sorted(RUNS.glob(f"*/{SUMMARY}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    of_sweeps = RUNS.glob(f"*_sweep/*/{SUMMARY}")
+    finished = [*RUNS.glob(f"*/{SUMMARY}"), *of_sweeps]
+    finished.sort(key=lambda file: file.stat().st_mtime, reverse=True)
     for summary in finished:
         source = _load(summary.parent, device)
         if not isinstance(source.denoiser, NetworkClassifier):
@@ -87,7 +90,8 @@ def load_judge(path: Path, device: torch.device) -> NetworkClassifier:
 def _load(path: Path, device: torch.device) -> Source:
     found = find_model(path)
     if found is None:
-        known = ", ".join(str(p) for p in sorted(RUNS.glob("*")) if p.is_dir()) or "none yet"
+        runs = sorted([*RUNS.glob(f"*/{CHECKPOINTS}"), *RUNS.glob(f"*_sweep/*/{CHECKPOINTS}")])
+        known = ", ".join(str(path.parent) for path in runs) or "none yet"
         ready = ", ".join(pretrained())
         raise UserError(f"--run {path}: no such folder or file; runs here: {known}; in the package: {ready}")
     packaged = found.weights.parent == PRETRAINED  # named as it is given: where the package lies says nothing

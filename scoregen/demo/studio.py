@@ -25,6 +25,7 @@ from scoregen.demo.request import Limits, Request, parse
 from scoregen.errors import UserError
 from scoregen.model import pretrained
 from scoregen.parallel import Parallel
+from scoregen.training.checkpoint import CHECKPOINTS
 
 CLOSED_FORM = "digits in closed form, nothing trained"
 MODELS_KEPT = 3  # in memory
@@ -93,8 +94,8 @@ class Studio:
     def models(self) -> list[str]:
         """Paths given, runs found (newest first), models of the package, the digits in closed form."""
         configs = [*self._runs.glob(f"*/{config.CONFIG}"), *self._runs.glob(f"*/*/{config.CONFIG}")]
-        found = [file for file in configs if (file.parent / "checkpoints").is_dir() and _draws(file)]
-        found.sort(key=lambda file: (file.parent / "checkpoints").stat().st_mtime, reverse=True)
+        found = [file for file in configs if (file.parent / CHECKPOINTS).is_dir() and _draws(file)]
+        found.sort(key=lambda file: (file.parent / CHECKPOINTS).stat().st_mtime, reverse=True)
         paths = dict.fromkeys([*map(str, self._paths), *(str(file.parent) for file in found)])
         return [*paths, *pretrained(), CLOSED_FORM]
 
@@ -174,7 +175,7 @@ class Studio:
 
 def _stamp(path: Path) -> int:
     """When a run was last saved, or a weights file written; 0 for what is no path."""
-    place = path / "checkpoints" if path.is_dir() else path
+    place = path / CHECKPOINTS if path.is_dir() else path
     return place.stat().st_mtime_ns if place.exists() else 0
 
 

@@ -49,6 +49,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"  # folder in a run folder
 PARTS = "parts"  # folder in a checkpoint
 
 
@@ -169,6 +170,18 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
+def check_weights(file: Path) -> None:
+    """UserError for a damaged file of a checkpoint; of one that lies elsewhere nothing is known."""
+    if file.parent not in _saved(file.parent.parent) or not (file.parent / "state.json").exists():
+        return
+    try:
+        facts = _read_state(file.parent)["files"].get(file.name)
+        if facts is not None:
+            _verify(file.parent, file.name, facts)
+    except DamagedError as damage:
+        raise UserError(f"{file} is damaged: {damage}; restore it, or give another checkpoint") from damage
+
+
 def _fill(
     temp: Path,
     nimg: int,
@@ -216,16 +229,21 @@ def _verified(path: Path) -> dict[str, Any]:
     """The `state` of a whole checkpoint; DamagedError for any other."""
     body = _read_state(path)
     for name, facts in body["files"].items():
-        try:
-            size = (path / name).stat().st_size
-            if size != facts["size"]:
-                raise DamagedError(f"{name} has {size} bytes instead of {facts['size']}")
-            if sha256(path / name) != facts["sha256"]:
-                raise DamagedError(f"the content of {name} does not match its SHA-256")
-        except OSError as error:
-            raise DamagedError(f"{name} cannot be read ({error.strerror})") from error
+        _verify(path, name, facts)
     state: dict[str, Any] = body["state"]
     return state
+
+
+def _verify(path: Path, name: str, facts: Mapping[str, Any]) -> None:
+    """DamagedError unless a file of a checkpoint has the size and content that its state.json records."""
+    try:
+        size = (path / name).stat().st_size
+        if size != facts["size"]:
+            raise DamagedError(f"{name} has {size} bytes instead of {facts['size']}")
+        if sha256(path / name) != facts["sha256"]:
+            raise DamagedError(f"the content of {name} does not match its SHA-256")
+    except OSError as error:
+        raise DamagedError(f"{name} cannot be read ({error.strerror})") from error
 
 
 def _read_state(path: Path) -> dict[str, Any]:

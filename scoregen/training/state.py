@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from scoregen.errors import UserError
 from scoregen.sharding import gathered
-from scoregen.training.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
+from scoregen.training.checkpoint import CHECKPOINTS, Checkpoint, latest_checkpoint, save_checkpoint
 from scoregen.training.weights import Weights, load_weights
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ Tensors = tuple[dict[str, Weights], dict[str, Any], Path | None]
 
 def save_trainer(trainer: "Trainer") -> None:
     """Write a checkpoint of a run; every process calls it, the main one writes, and all write parts."""
-    folder = trainer.run_dir / "checkpoints"
+    folder = trainer.run_dir / CHECKPOINTS
     weights, training, parts = _parted(trainer, folder) if trainer.parallel.sharded else _whole(trainer)
     training["meters"] = {name: role.meters.state() for name, role in trainer.roles.items()}
     if trainer.parallel.is_main:
@@ -64,7 +64,7 @@ def load_trainer(trainer: "Trainer") -> None:
 
     Raises UserError where it is of other data or of another network.
     """
-    found = latest_checkpoint(trainer.run_dir / "checkpoints")
+    found = latest_checkpoint(trainer.run_dir / CHECKPOINTS)
     if found is None:
         return
     for what, fingerprint in found.state["inputs"].items():

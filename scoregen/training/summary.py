@@ -6,7 +6,7 @@ from typing import Any
 
 from scoregen.errors import UserError
 from scoregen.files import write_whole
-from scoregen.training.checkpoint import latest_checkpoint
+from scoregen.training.checkpoint import CHECKPOINTS, latest_checkpoint
 from scoregen.training.loggers import read_log
 from scoregen.training.weights import weights_hash
 
@@ -24,7 +24,7 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
 
 def write_summary(run_dir: Path, nimg: int, stop_reason: str | None) -> None:
     """Write what was trained, where its weights are, and the last value of everything in the log."""
-    found = latest_checkpoint(run_dir / "checkpoints")
+    found = latest_checkpoint(run_dir / CHECKPOINTS)
     assert found is not None, "a run is saved before it is summed up"
     last: dict[str, Any] = {}
     for row in read_log(run_dir):

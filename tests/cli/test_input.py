@@ -182,8 +182,12 @@ def test_sample_refuses_bad_requests_and_writes_nothing(call: Run, tmp_path: Pat
     save_file({"w": torch.zeros(1)}, tmp_path / "code.safetensors", config)
     pickled = tmp_path / "pickled.safetensors"
     torch.save({"w": torch.zeros(1)}, pickled)
+    for folder in ("several/a/checkpoints", "several/b/checkpoints", "foreign/unet"):
+        (tmp_path / folder).mkdir(parents=True)
     requests = [
         (["--run", "nowhere"], "no such folder or file"),
+        (["--run", "several"], "give one of the runs in it: several/a, several/b"),
+        (["--run", "foreign"], "python -m scoregen.export.foreign foreign --out OUT"),
         (["--run", "foreign.safetensors"], "does not say which network"),
         (["--run", "code.safetensors"], "os.mkdir"),
         (["--run", "pickled.safetensors"], "pickle"),

@@ -23,6 +23,7 @@ from scoregen import files
 from scoregen.errors import UserError
 from scoregen.training import checkpoint, weights
 from scoregen.training.checkpoint import (
+    check_weights,
     latest_checkpoint,
     load_weights,
     provenance,
@@ -235,6 +236,20 @@ def test_any_flipped_bit_is_found_and_the_one_before_is_loaded(
     assert found is not None
     assert len(found.skipped) == 1
     assert name in found.skipped[0]
+
+
+@pytest.mark.parametrize("byte", [0, 100, -1])
+def test_a_flip_in_weights_that_are_named_themselves_is_found(tmp_path: Path, byte: int) -> None:
+    file = save(tmp_path, 100) / "ema.safetensors"
+    check_weights(file)
+    flipped = bytearray(file.read_bytes())
+    flipped[byte] ^= 4
+    file.write_bytes(flipped)
+    with pytest.raises(UserError, match=r"ema\.safetensors is damaged: the content of"):
+        check_weights(file)
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(flipped)
+    check_weights(copy)  # of which nothing is known
 
 
 @pytest.mark.parametrize("name", FILES)

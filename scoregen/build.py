@@ -26,7 +26,7 @@ from scoregen.distillers.build import build_distiller
 from scoregen.distillers.teacher import follow_teacher
 from scoregen.errors import UserError
 from scoregen.files import write_whole
-from scoregen.model import ModelSpec, build_denoiser
+from scoregen.model import ModelSpec, build_denoiser, find_model
 from scoregen.networks.energy import EnergyNetwork
 from scoregen.objectives.base import Objective
 from scoregen.objectives.discriminator import DiscriminatorLoss
@@ -46,7 +46,7 @@ from scoregen.training.phases import Method
 from scoregen.training.role import Role
 from scoregen.training.step import TrainStep
 from scoregen.training.trainer import Trainer
-from scoregen.training.weights import provenance
+from scoregen.training.weights import load_weights, provenance, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,10 @@ def build_method(cfg: DictConfig, data: Callable[[], Dataset], device: torch.dev
     augment = config.instantiate(cfg.augment)
     if cfg.get("distiller") is None:
         spec = build_spec(cfg, data(), augment, device)
-        step = build_step(cfg, spec, augment).to(device)
+        step = build_step(cfg, spec, augment)
+        if cfg.get("init") is not None and not (Path(cfg.run_dir) / CHECKPOINTS).is_dir():  # else it goes on
+            load_init(step.denoiser, cfg.init)
+        step.to(device)
         return Built(step, spec, *_real_data(cfg, data(), step.denoiser, device, {}))
     objective = build_objective(cfg)
     distiller, spec, inputs = build_distiller(cfg, data, augment, objective, device)
@@ -84,6 +87,15 @@ def build_method(cfg: DictConfig, data: Callable[[], Dataset], device: torch.dev
         stream = LabelStream(spec.num_classes, seed=cfg.seed, device=device, dataset=data)
         return Built(distiller, spec, stream, inputs)
     return Built(distiller, spec, *_real_data(cfg, data(), distiller.denoiser, device, inputs))
+
+
+def load_init(denoiser: NetworkDenoiser, path: str) -> None:
+    """Give a denoiser the averaged weights of another run; UserError where they are of another network."""
+    found = find_model(Path(path))
+    if found is None:
+        raise UserError(f"init={path}: no such run folder, checkpoint or weights file")
+    load_weights(denoiser, read_weights(found.weights)[0], f"init={path}")
+    log.info("starting from %s (%s images, sha256 %s)", found.weights, f"{found.nimg:,}", found.digest)
 
 
 def build_spec(cfg: DictConfig, data: Dataset, augment: Augment, device: torch.device) -> ModelSpec:
@@ -254,7 +266,7 @@ def build_loggers(cfg: DictConfig, run_dir: Path) -> list[Logger]:
 
 def tell_loggers(run_dir: Path, nimg: int, values: Mapping[str, float]) -> None:
     """Tell the loggers of a run what was measured later of its model at `nimg`, or warn that it cannot be."""
-    cfg = _saved_config(run_dir)
+    cfg = saved_config(run_dir)
     try:
         loggers = [] if cfg is None else build_loggers(cfg, run_dir)
         if all(isinstance(logger, JSONLLogger) for logger in loggers):
@@ -286,17 +298,17 @@ def _needs_heldout(hooks: dict[str, Hook]) -> bool:
 
 def _check_same_run(cfg: DictConfig, run_dir: Path) -> None:
     """Refuse to go on with a run whose configuration differs in more than what may change."""
-    saved = _saved_config(run_dir)
+    saved = saved_config(run_dir)
     changes = [] if saved is None else config.diff(saved, cfg, ignore=config.MUTABLE)
     if changes:
         raise UserError(
             f"{run_dir} holds a run with another configuration:\n  "
             + "\n  ".join(changes)
-            + "\nChoose another run_dir, or repeat the command that started this run to resume it."
+            + f"\nChoose another run_dir, or resume this run with: python train.py --resume {run_dir}"
         )
 
 
-def _saved_config(run_dir: Path) -> DictConfig | None:
+def saved_config(run_dir: Path) -> DictConfig | None:
     """The configuration of the run in a folder; from its weights where the file is damaged; None without."""
     if not (run_dir / CHECKPOINTS).is_dir():
         return None

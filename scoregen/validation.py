@@ -38,6 +38,7 @@ class RunOptions(NamedTuple):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     deterministic: bool = True
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    init: str | None = None
     teacher: str | None = None
     teacher_precision: Literal["fp32", "bf16"] = "bf16"
     dry: bool = False
@@ -234,6 +235,8 @@ def _check_distillation(plain: Mapping[str, Any]) -> list[Problem]:
             return []
         advice = "only a distiller has a teacher; choose one, or an experiment that does"
         return [Problem(f"teacher={plain['teacher']}", f"{advice}: distiller={groups()['distiller'][0]}")]
+    if plain.get("init") is not None:
+        return [Problem(f"init={plain['init']}", "a student starts from its teacher; leave it out")]
     if plain["precision"] == "fp16":
         advice = "distillation diverges: small differences of scores leave its range; use bf16 or fp32"
         return [Problem("precision=fp16", advice)]

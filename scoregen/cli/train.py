@@ -22,9 +22,12 @@ examples:
   python train.py -m objective=denoising,lcss seed=0,1   four runs, each with a folder, and a table of them
   python train.py -m --trials 20 'optimizer.lr=log(1e-4,1e-2)' seed=0,1   chosen by Optuna
   python train.py -m launcher=slurm experiment=cifar_edm submit to Slurm, requeued until it is done
+  python train.py --resume runs/x trainer.total=200000   go on with a run, without its settings by heart
+  python train.py init=runs/x data.root=NEW run_dir=runs/y   start from the weights of a model
   python train.py experiment=cifar_edm dry=true          parameters, FLOPs, memory and cost, no training
 
-The same command again resumes its run folder exactly; a finished run says so. Ctrl-C saves and stops.
+The same command again, or --resume RUN, goes on with a run exactly; a finished one says so. Ctrl-C saves
+and stops.
 exit codes: 0 done, 2 wrong input, 1 a defect, 130 interrupted and resumable
 """
 
@@ -54,12 +57,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--minimize", metavar="NAME", help="with -m: what runs are compared by (heldout_loss, else loss)"
     )
+    parser.add_argument(
+        "--resume", metavar="RUN", type=Path, help="go on with the run in this folder, by its own settings"
+    )
     parser.add_argument("--cfg", choices=["job"], help="print the composed configuration and exit")
     return parser
 
 
 def _train(argv: Sequence[str]) -> int:
     args = _parser().parse_intermixed_args(argv)
+    if args.multirun and args.resume:
+        raise UserError("--resume goes on with one run; a sweep resumes by its own command")
     if args.multirun and args.cfg:
         raise UserError("--cfg shows one run: leave -m out")
     if args.multirun:
@@ -68,7 +76,7 @@ def _train(argv: Sequence[str]) -> int:
         return sweep(args.overrides, args.trials, args.minimize)
     if args.trials is not None or args.minimize is not None:
         raise UserError("--trials and --minimize compare several runs: add -m")
-    cfg, problems = config.compose(args.overrides)
+    cfg, problems = _settings(args)
     if args.cfg:
         config.refuse(problems)
         print(config.to_yaml(cfg), end="")
@@ -84,6 +92,18 @@ def _train(argv: Sequence[str]) -> int:
         print(plan(cfg))
         return DONE
     return run(cfg)
+
+
+def _settings(args: argparse.Namespace) -> tuple[DictConfig, list[config.Problem]]:
+    """Those of the command line, or of the run to go on with where it does not say otherwise."""
+    if args.resume is None:
+        return config.compose(args.overrides)
+    from scoregen.build import saved_config
+
+    saved = saved_config(args.resume)
+    if saved is None:
+        raise UserError(f"--resume {args.resume}: there is no run with a checkpoint")
+    return config.adjust(saved, [*args.overrides, f"run_dir={args.resume}"])
 
 
 def train(overrides: Sequence[str]) -> dict[str, Any]:

@@ -165,6 +165,20 @@ def test_a_run_with_a_damaged_config_goes_by_the_one_in_its_weights(
     assert file.read_text() == whole.replace("total: 32", "total: 64")
 
 
+def test_a_run_goes_on_by_its_folder_alone(call: Run, tmp_path: Path) -> None:
+    unusual = [*TINY, "optimizer.lr=3e-3", "seed=5"]
+    assert call("train.py", *unusual, "trainer.total=64", "run_dir=whole").returncode == 0
+    assert call("train.py", *unusual, "trainer.total=32", "run_dir=x").returncode == 0
+    (tmp_path / "x").rename(tmp_path / "y")
+    assert call("train.py", "--resume", "y", "trainer.total=64").returncode == 0
+    weights = "checkpoints/000000000064/optimizer.pt"
+    states = [torch.load(tmp_path / run / weights, weights_only=True) for run in ("whole", "y")]
+    assert str(states[0]) == str(states[1])
+    assert_refused(call("train.py", "--resume", "y", "seed=6"), "seed: 5 -> 6", "--resume y")
+    assert_refused(call("train.py", "--resume", "nowhere"), "there is no run with a checkpoint")
+    assert_refused(call("train.py", "-m", "--resume", "y", "seed=1,2"), "goes on with one run")
+
+
 def test_a_folder_under_another_name_is_the_same_run(call: Run, tmp_path: Path) -> None:
     small = [*TINY, "trainer.total=32"]
     assert call("train.py", *small, "run_dir=x").returncode == 0
@@ -310,6 +324,7 @@ def test_a_classifier_neither_draws_in_training_nor_after(call: Run, tmp_path: P
         "trainer.batch=32",
         "device=cpu",
     ]
+    network.append("trainer.label_dropout=0")
     off = ["hooks.grid.every=null", "hooks.heldout.every=null"]
     assert_refused(
         call("train.py", *network, "hooks.heldout.every=null", "run_dir=x"), "hooks.grid.every=null"

@@ -248,7 +248,7 @@ def test_another_teacher_at_the_same_place_is_not_resumed(distil: Distil, tmp_pa
     first = distil("sim", f"teacher={tmp_path / 'teacher0'}", "trainer.total=16")
     first.run()
     first.close()
-    with pytest.raises(UserError, match="trained on other teacher"):
+    with pytest.raises(UserError, match="trained with other teacher than now"):
         distil("sim", f"teacher={tmp_path / 'teacher1'}")
 
 

@@ -176,6 +176,37 @@ def test_other_data_are_refused(build: Build, tmp_path: Path) -> None:
         build(*network, f"data.root={tmp_path / '1.npy'}")
 
 
+@pytest.mark.parametrize(
+    "path", ["a", "a/checkpoints/000000000128", "a/checkpoints/000000000128/ema.safetensors"]
+)
+def test_a_run_starts_from_the_averages_of_another(build: Build, tmp_path: Path, path: str) -> None:
+    first = build()
+    first.run()
+    first.close()
+    init = ["objective=lcss", "seed=7", f"init={tmp_path / path}"]
+    second = build(*init, run="b")
+    for name, weight in first.ema.weights()["ema"].items():
+        assert torch.equal(second.denoiser.state_dict()[name], weight), name
+    second.run()
+    second.close()
+    (tmp_path / "a").rename(tmp_path / "gone")
+    again = build(*init, run="b")
+    assert again.nimg == 128
+    again.close()
+
+
+def test_what_cannot_be_started_from_is_refused(build: Build, tmp_path: Path) -> None:
+    first = build()
+    first.run()
+    first.close()
+    with pytest.raises(UserError, match="init=nowhere: no such run folder, checkpoint or weights file"):
+        build("init=nowhere", run="b")
+    with pytest.raises(UserError, match=r"init=.*a"):
+        build(f"init={tmp_path / 'a'}", "network.model_channels=16", run="b")
+    with pytest.raises(UserError, match="a student starts from its teacher"):
+        build(f"init={tmp_path / 'a'}", "experiment=digits_sim", "teacher=gaussian", run="b")
+
+
 def test_two_trainers_do_not_share_a_run_folder(build: Build) -> None:
     first = build()
     with pytest.raises(UserError, match="another process is training"):

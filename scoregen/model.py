@@ -20,7 +20,7 @@ from scoregen.denoisers.network import NetworkDenoiser
 from scoregen.diffusion.precond import HyvarinenPrecond
 from scoregen.errors import UserError
 from scoregen.rng import derive_seed
-from scoregen.training.checkpoint import CHECKPOINTS, check_weights, latest_checkpoint
+from scoregen.training.checkpoint import CHECKPOINTS, check_undamaged, latest_checkpoint
 from scoregen.training.weights import load_weights, read_weights, weights_hash
 
 AVERAGED = "ema.safetensors"  # of a checkpoint
@@ -164,7 +164,7 @@ def find_model(path: Path) -> StoredModel | None:
     elif not weights.exists():
         return None
     else:
-        check_weights(weights)
+        check_undamaged(weights)
     metadata = read_weights(weights)[1]
     if not {"config", "model"} <= metadata.keys():
         raise UserError(

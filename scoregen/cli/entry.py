@@ -42,7 +42,9 @@ def run_entry(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None =
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         with on_stop_signals(_interrupt):
-            return body(sys.argv[1:] if argv is None else argv)
+            code = body(sys.argv[1:] if argv is None else argv)
+            sys.stdout.flush()
+            return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT
@@ -52,6 +54,9 @@ def run_entry(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None =
         if (reason := _lost_process(error)) is None:
             raise
         return _interrupted(f"another process of this run has ended or does not answer ({reason})")
+    except BrokenPipeError:  # nobody reads on, as behind `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return INTERRUPTED
     except OSError as error:
         where = error.filename or "a file"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -1,6 +1,7 @@
 """The body of evaluate.py: metrics of a model, straight from its generator, or of any set of images."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -191,3 +192,7 @@ def _weights(args: argparse.Namespace) -> dict[str, Path]:
         if name not in EXTRACTORS or not path:
             raise UserError(f"--weights {name}: give NAME=PATH, NAME one of {', '.join(EXTRACTORS)}")
     return {name: Path(path) for name, _, path in pairs}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,7 @@
 """The body of sample.py: a run or weights file -> denoiser -> sampler -> one image per seed."""
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,3 +108,7 @@ def _sample(argv: Sequence[str]) -> int:
         print(f"wrote {', '.join(str(out / name) for name in written)}")
     parallel.close()
     return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

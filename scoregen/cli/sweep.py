@@ -64,7 +64,11 @@ def sweep(overrides: Sequence[str], trials: int | None, minimize: str | None) ->
         return DONE
     launcher: SlurmLauncher | None = config.instantiate(cfgs[0].get("launcher"))
     if launcher is None:
-        return _report([_attempt(cfg) for cfg in cfgs], minimize)
+        outcomes: list[Outcome] = []
+        for cfg in cfgs:
+            outcomes.append(_attempt(cfg))
+            _criterion(outcomes, minimize)  # what no run has is told after the first
+        return _report(outcomes, minimize)
     for cfg in cfgs:
         check(cfg, [], launcher.processes)
     jobs = launcher.submit([config.without("launcher", run) for run in placed])

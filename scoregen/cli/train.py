@@ -160,3 +160,7 @@ def run(cfg: DictConfig) -> int:
 
 def _silent(*_: object, **__: object) -> None:
     """The voice of every process but the main one."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

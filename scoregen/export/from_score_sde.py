@@ -9,7 +9,7 @@ Source: Song et al., Score-Based Generative Modeling through Stochastic Differen
 2011.13456, and the layout of its PyTorch code's models and checkpoints.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -145,7 +145,7 @@ def _parameters(content: dict[str, Any], key: str, path: Path) -> dict[str, Tens
     model, known = content.get("model"), ("ema", "model")
     if not isinstance(model, dict) or key not in known or key not in content:
         raise UserError(
-            f"{path} holds {', '.join(map(str, content))}: a checkpoint of score_sde has 'model' and 'ema', "
+            f"{path} holds {_few(content)}: a checkpoint of score_sde has 'model' and 'ema', "
             f"and --key is one of {', '.join(known)}"
         )
     if not all(isinstance(value, Tensor) for value in model.values()):
@@ -224,3 +224,9 @@ def _precond(pyramid: bool, sigmas: Tensor | None) -> dict[str, Any]:
         return {"_target_": "scoregen.diffusion.precond.VPPrecond"}
     low, high = (0.01, 50.0) if sigmas is None else (float(sigmas.min()), float(sigmas.max()))
     return {"_target_": "scoregen.diffusion.precond.VEPrecond", "sigma_min": 2 * low, "sigma_max": 2 * high}
+
+
+def _few(names: Iterable[object], shown: int = 4) -> str:
+    """The first few of many names."""
+    listed = list(map(str, names))
+    return f"{', '.join(listed[:shown])}{f' and {len(listed) - shown} more' if len(listed) > shown else ''}"

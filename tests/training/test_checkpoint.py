@@ -23,7 +23,7 @@ from scoregen import files
 from scoregen.errors import UserError
 from scoregen.training import checkpoint, weights
 from scoregen.training.checkpoint import (
-    check_weights,
+    check_undamaged,
     latest_checkpoint,
     load_weights,
     provenance,
@@ -241,15 +241,15 @@ def test_any_flipped_bit_is_found_and_the_one_before_is_loaded(
 @pytest.mark.parametrize("byte", [0, 100, -1])
 def test_a_flip_in_weights_that_are_named_themselves_is_found(tmp_path: Path, byte: int) -> None:
     file = save(tmp_path, 100) / "ema.safetensors"
-    check_weights(file)
+    check_undamaged(file)
     flipped = bytearray(file.read_bytes())
     flipped[byte] ^= 4
     file.write_bytes(flipped)
     with pytest.raises(UserError, match=r"ema\.safetensors is damaged: the content of"):
-        check_weights(file)
+        check_undamaged(file)
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(flipped)
-    check_weights(copy)  # of which nothing is known
+    check_undamaged(copy)  # of which nothing is known
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -76,6 +76,30 @@ class LogSNRGrid(SigmaGrid):
 
 
 @dataclass(frozen=True)
+class FlowGrid(SigmaGrid):
+    """sigma = (1 - u) / u with equal steps of the clock u from 1 / (1 + sigma_max) to 1, where sigma is 0.
+
+    1 - u is the time of a flow, z = u x0 + (1 - u) n, which its papers step evenly. The last level above 0 is
+    the one that this gives, or sigma_min where that is higher.
+    """
+
+    sigma_min: Positive = 1e-6
+    sigma_max: Positive = 1 / 19
+
+    def __call__(self, steps: int) -> Tensor:
+        """The levels [steps + 1], float64, the last 0."""
+        start = 1 / (1 + self.sigma_max)
+        last = 1 - (1 - start) / max(steps, 2)
+        return SigmaGrid.__call__(replace(self, sigma_min=max(self.sigma_min, (1 - last) / last)), steps)
+
+    def curve(self, ramp: Tensor) -> Tensor:
+        """The noise levels [n] at ramp [n]."""
+        first, last = 1 / (1 + self.sigma_max), 1 / (1 + self.sigma_min)
+        t = first + ramp * (last - first)
+        return (1 - t) / t
+
+
+@dataclass(frozen=True)
 class VEGrid(LogSNRGrid):
     """The grid of the variance-exploding process: `LogSNRGrid` over its own range."""
 

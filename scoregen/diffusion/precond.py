@@ -193,6 +193,29 @@ class VEPrecond(_Continuous):
 
 
 @dataclass(frozen=True)
+class FlowPrecond(_Continuous):
+    """Reads F as the velocity n - x0 of the straight way z = (1 - t) x0 + t n: flow matching.
+
+    c_skip = c_in = 1 / (1 + sigma),  c_out = -t,  c_noise = M t,  t = sigma / (1 + sigma), since
+    z = x / (1 + sigma) and z - t (n - x0) = x0.
+
+    Source: Lipman et al., Flow Matching for Generative Modeling, 2022, arXiv 2210.02747; Liu, Gong and Liu,
+    Flow Straight and Fast, 2022, arXiv 2209.03003.
+    """
+
+    sigma_min: NonNegative = 0.0
+    sigma_max: Positive = inf
+    levels: PositiveInt = 1000  # M, in which c_noise counts the time
+
+    def __call__(self, sigma: Tensor) -> Coefficients:
+        """The coefficients at noise levels sigma [] or [B]."""
+        sigma = _wide(sigma)
+        share = 1 / (1 + sigma)
+        time = sigma * share
+        return Coefficients(skip=share, out=-time, input=share, noise=self.levels * time)
+
+
+@dataclass(frozen=True)
 class LogPrecond(EDMPrecond):
     """EDM's coefficients for the logarithms of positive data under geometric Brownian motion.
 

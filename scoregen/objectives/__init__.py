@@ -16,6 +16,7 @@ OBJECTIVES = {
     "denoising_ve": DenoisingLoss,
     "denoising_vp": DenoisingLoss,
     "denoising_iddpm": DenoisingLoss,
+    "denoising_flow": DenoisingLoss,
     "denoising_uncertainty": UncertaintyLoss,
     "multiplicative": MultiplicativeLoss,
     "lcss": LCSSLoss,

@@ -39,6 +39,15 @@ class InverseVarianceWeight:
 
 
 @dataclass(frozen=True)
+class VelocityWeight:
+    """lambda(sigma) = ((1 + sigma) / sigma)^2: the squared error of a flow's velocity, unweighted."""
+
+    def __call__(self, sigma: Tensor) -> Tensor:
+        """lambda at sigma [B]."""
+        return (1 + sigma.reciprocal()).square()
+
+
+@dataclass(frozen=True)
 class DenoisingLoss:
     """The mean over elements of lambda(sigma) (D(x0 + sigma n; sigma) - x0)^2, n ~ N(0, I).
 

@@ -1,40 +1,17 @@
 """Closed-form diffusion: Euler steps over the training set, evenly in its own clock, from noised data on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from scoregen.denoisers.base import Cond, Denoiser
 from scoregen.denoisers.smoothed import training_set
-from scoregen.diffusion.grids import SigmaGrid
-from scoregen.ranges import Positive, PositiveInt
+from scoregen.diffusion.grids import FlowGrid, SigmaGrid
+from scoregen.ranges import PositiveInt
 from scoregen.rng import Rng
 from scoregen.samplers.edm import EulerSampler
-
-
-@dataclass(frozen=True)
-class FlowGrid(SigmaGrid):
-    """sigma = (1 - t) / t with equal steps of the clock t from 1 / (1 + sigma_max) to 1, where sigma is 0.
-
-    The last level above 0 is the one that this gives, or sigma_min where that is higher.
-    """
-
-    sigma_min: Positive = 1e-6
-    sigma_max: Positive = 1 / 19
-
-    def __call__(self, steps: int) -> Tensor:
-        """The levels [steps + 1], float64, the last 0."""
-        start = 1 / (1 + self.sigma_max)
-        last = 1 - (1 - start) / max(steps, 2)
-        return SigmaGrid.__call__(replace(self, sigma_min=max(self.sigma_min, (1 - last) / last)), steps)
-
-    def curve(self, ramp: Tensor) -> Tensor:
-        """The noise levels [n] at ramp [n]."""
-        first, last = 1 / (1 + self.sigma_max), 1 / (1 + self.sigma_min)
-        t = first + ramp * (last - first)
-        return (1 - t) / t
 
 
 @dataclass(frozen=True)
@@ -59,7 +36,7 @@ class ClosedFormSampler(EulerSampler):
     """
 
     steps: PositiveInt = 5
-    grid: SigmaGrid = FlowGrid()
+    grid: SigmaGrid = FlowGrid()  # noqa: RUF009 - frozen
     start: Literal["data", "noise"] = "data"
 
     reference: ClassVar[str] = "Scarvelis et al. 2023, arXiv 2310.12395"

@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from scoregen.diffusion.precond import DDPMPrecond, EDMPrecond, IDDPMPrecond, VEPrecond, VPPrecond
+from scoregen.diffusion.noise import LogNormalSigma
+from scoregen.diffusion.precond import (
+    DDPMPrecond,
+    EDMPrecond,
+    FlowPrecond,
+    IDDPMPrecond,
+    VEPrecond,
+    VPPrecond,
+)
 from scoregen.diffusion.schedules import ddpm_sigmas, iddpm_sigmas, vp_sigma, vp_time
 
 SIGMA = torch.logspace(-3, 2, 50, dtype=torch.float64)
@@ -47,6 +55,21 @@ def test_ve_and_vp_outputs_are_the_noise_with_opposite_signs() -> None:
     assert (VEPrecond().sigma_min, VEPrecond().sigma_max) == (0.02, 100.0)
 
 
+def test_a_flow_sees_the_straight_way_and_its_time() -> None:
+    x0, n = torch.tensor(0.3), torch.tensor(-1.7)
+    c, time = FlowPrecond()(SIGMA), SIGMA / (1 + SIGMA)
+    x, z = x0 + SIGMA * n, (1 - time) * x0 + time * n
+    torch.testing.assert_close(c.input * x, z)
+    torch.testing.assert_close(c.skip * x + c.out * (n - x0), x0.expand(50).double())
+    torch.testing.assert_close(c.noise, 1000 * time)
+
+
+def test_the_logit_of_a_flows_time_is_normal_where_the_logarithm_of_sigma_is() -> None:
+    u = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    sigma = LogNormalSigma(0.4, 1.3).quantile(u)
+    torch.testing.assert_close((sigma / (1 + sigma)).logit(), 0.4 + 1.3 * torch.special.ndtri(u))
+
+
 def test_iddpm_levels_are_the_check_values() -> None:
     table = iddpm_sigmas()
     values = {0: 20291.17, 1: 641.662, 2: 320.830, 8: 80.2037, 999: 0.00642541, 1000: 0.0}
@@ -65,7 +88,9 @@ def test_iddpm_rounds_to_the_nearest_level_and_labels_it() -> None:
     assert torch.equal(precond(table).noise, 999 - torch.arange(1001, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("precond", [EDMPrecond(), VPPrecond(), VEPrecond(), IDDPMPrecond(), DDPMPrecond()])
+@pytest.mark.parametrize(
+    "precond", [EDMPrecond(), VPPrecond(), VEPrecond(), IDDPMPrecond(), DDPMPrecond(), FlowPrecond()]
+)
 def test_coefficients_are_at_least_float32_and_agree_with_float64(precond: EDMPrecond) -> None:
     sigma = torch.tensor([0.0625, 1.0, 8.0])  # exact in bfloat16
     for narrow in (sigma.bfloat16(), sigma):

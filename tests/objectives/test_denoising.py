@@ -9,13 +9,20 @@ from scoregen.denoisers.base import Cond, Denoise, expand
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.denoisers.gaussian import GaussianDenoiser
 from scoregen.diffusion.noise import LogNormalSigma, LogUniformSigma, SigmaDistribution, VPSigma
-from scoregen.diffusion.precond import EDMPrecond, Precond, VEPrecond, VPPrecond
+from scoregen.diffusion.precond import EDMPrecond, FlowPrecond, Precond, VEPrecond, VPPrecond
 from scoregen.objectives.base import Loss
-from scoregen.objectives.denoising import DenoisingLoss, EDMLoss, EDMWeight, InverseVarianceWeight
+from scoregen.objectives.denoising import (
+    DenoisingLoss,
+    EDMLoss,
+    EDMWeight,
+    InverseVarianceWeight,
+    VelocityWeight,
+)
 from scoregen.rng import BatchRng, generator
 
 Precondition = Callable[[Callable[[Tensor, Tensor], Tensor], Precond], Denoise]
 VP_LOSS = DenoisingLoss(VPSigma(), InverseVarianceWeight())
+FLOW_LOSS = DenoisingLoss(LogNormalSigma(0.0, 1.0), VelocityWeight())
 VE_LOSS = DenoisingLoss(LogUniformSigma(), InverseVarianceWeight())
 
 
@@ -53,12 +60,13 @@ def test_edm_weight_cancels_the_output_scale(sigma_data: float) -> None:
     torch.testing.assert_close(product, torch.ones_like(sigma), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["edm", "vp", "ve"])
+@pytest.mark.parametrize("kind", ["edm", "vp", "ve", "flow"])
 def test_each_loss_is_a_plain_regression_of_its_network(kind: str, precondition: Precondition) -> None:
     loss, precond = {
         "edm": (EDMLoss(), EDMPrecond()),
         "vp": (VP_LOSS, VPPrecond()),
         "ve": (VE_LOSS, VEPrecond()),
+        "flow": (FLOW_LOSS, FlowPrecond()),
     }[kind]
     seen: dict[str, Tensor] = {}
 
@@ -70,7 +78,8 @@ def test_each_loss_is_a_plain_regression_of_its_network(kind: str, precondition:
     value = evaluate(loss, recorded, x0).value
     x, sigma, c = seen["x"], seen["sigma"], precond(seen["sigma"])
     f, eps = network(expand(c.input, x) * x, c.noise), (x - x0) / expand(sigma, x)
-    target = {"edm": (x0 - expand(c.skip, x) * x) / expand(c.out, x), "vp": eps, "ve": -eps}[kind]
+    edm = (x0 - expand(c.skip, x) * x) / expand(c.out, x)
+    target = {"edm": edm, "vp": eps, "ve": -eps, "flow": eps - x0}[kind]
     torch.testing.assert_close(value, (f - target).square().mean((1, 2, 3)), rtol=1e-8, atol=1e-10)
 
 

@@ -8,12 +8,12 @@ from scoregen import config
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.denoisers.gaussian import GaussianDenoiser
 from scoregen.denoisers.smoothed import SmoothedDenoiser
-from scoregen.diffusion.grids import KarrasGrid
+from scoregen.diffusion.grids import FlowGrid, KarrasGrid
 from scoregen.errors import UserError
 from scoregen.rng import BatchRng, SampleRng, generator
 from scoregen.samplers import SAMPLERS
 from scoregen.samplers.base import Sampler
-from scoregen.samplers.closed_form import ClosedFormSampler, FlowGrid
+from scoregen.samplers.closed_form import ClosedFormSampler
 from scoregen.samplers.edm import EulerSampler
 from scoregen.samplers.teleport import TeleportSampler
 

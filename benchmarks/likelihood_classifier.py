@@ -100,7 +100,7 @@ class Bench:
 
     def draw(self, guided: Denoiser, seeds: range, label: int) -> Tensor:
         """The samples of one class, clipped to [-1, 1]."""
-        drawn = generate(guided, SAMPLER, seeds, batch=BATCH, device="cpu", labels=label)
+        drawn = generate(guided, SAMPLER, seeds, batch=BATCH, device="cpu", label=label)
         return torch.cat([samples.x for samples in drawn]).clamp(-1, 1)
 
 

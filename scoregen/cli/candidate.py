@@ -123,7 +123,7 @@ class _Model:
             self.seeds(k)[self.parallel.rank :: self.parallel.world],
             batch=self.args.batch,
             device=self.parallel.device,
-            labels=self.args.label,
+            label=self.args.label,
             start=self.start(k),
         )
         return (samples.images for samples in drawn)

@@ -77,7 +77,7 @@ class Draw:
             seeds,
             batch=self.batch,
             device=device,
-            labels=self.label,
+            label=self.label,
             conditions=self.conditions,
         )
         with tqdm(total=len(seeds), unit="img", disable=hidden, leave=False) as bar:
@@ -214,7 +214,7 @@ def _class_grid(draw: Draw, seeds: Sequence[int]) -> Tensor:
     rows = []
     for label in range(draw.denoiser.num_classes):
         drawn = generate(
-            draw.denoiser, draw.sampler, seeds, batch=draw.batch, device=draw.parallel.device, labels=label
+            draw.denoiser, draw.sampler, seeds, batch=draw.batch, device=draw.parallel.device, label=label
         )
         rows.append(torch.cat([samples.x for samples in drawn]))
     return torch.stack(rows)

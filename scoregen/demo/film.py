@@ -32,7 +32,7 @@ def record(draw: Draw, seeds: Sequence[int]) -> tuple[Samples, Recorder]:
         seeds,
         batch=draw.batch,
         device=draw.parallel.device,
-        labels=draw.label,
+        label=draw.label,
         conditions=draw.conditions,
     )
     samples = join(list(parts), seeds)

@@ -30,5 +30,5 @@ def evaluate_model(
     generators, as in `generate`.
     """
     mine = seeds[parallel.rank :: parallel.world]
-    drawn = generate(denoiser, sampler, mine, batch=batch, device=parallel.device, labels=label, start=start)
+    drawn = generate(denoiser, sampler, mine, batch=batch, device=parallel.device, label=label, start=start)
     return evaluator(samples.images for samples in drawn)

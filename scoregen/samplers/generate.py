@@ -43,7 +43,7 @@ def generate(
     *,
     batch: int,
     device: torch.device | str,
-    labels: int | None = None,
+    label: int | Sequence[int] | None = None,
     start: Callable[[Sequence[int], torch.device | str], SampleRng] = SampleRng,
     conditions: Conditions | None = None,
 ) -> Iterator[Samples]:
@@ -55,35 +55,40 @@ def generate(
         seeds: one for each sample.
         batch: samples at a time; the last batch may be smaller.
         device: where to compute.
-        labels: the class of all samples; None draws each sample's class uniformly from its own seed.
+        label: the class of all samples, or one for each; None draws each sample's class uniformly from its
+            own seed.
         start: makes the generators of some seeds; `SobolLatents` gives them a quasi-random first draw.
         conditions: what a denoiser with a `cond_shape` is told, by seed.
 
     Raises:
-        UserError: for a batch below 1, a class that the denoiser does not know, missing conditions, or
-            samples that are not finite, which as images would pass for black ones.
+        UserError: for a batch below 1, a class that the denoiser does not know, classes for other than all
+            seeds, missing conditions, or samples that are not finite, which as images would pass for black.
     """
     if batch < 1:
         raise UserError(f"batch={batch}: at least 1 sample at a time")
-    _check_class(denoiser, labels)
+    if isinstance(label, Sequence) and len(label) != len(seeds):
+        raise UserError(f"{len(label)} classes for {len(seeds)} seeds: give one for each, or one for all")
+    for one in {label} if label is None or isinstance(label, int) else set(label):
+        _check_class(denoiser, one)
     if getattr(denoiser, "cond_shape", ()) and conditions is None:
         raise UserError("this model is told more than a class: give `conditions`, as sample.py does")
     for first in range(0, len(seeds), batch):
         rng = start(seeds[first : first + batch], device)
         noise = rng.randn(*denoiser.shape)
-        classes = _draw_classes(denoiser, rng, labels)
+        chosen = label[first : first + batch] if isinstance(label, Sequence) else label
+        classes = _draw_classes(denoiser, rng, chosen)
         cond = classes if conditions is None else conditions(rng.seeds).to(device)
         x = codec_of(denoiser).decode(sampler(denoiser, noise, cond, rng).float())
         _check_finite(x, rng.seeds)
         yield Samples(x, rng.seeds, classes)
 
 
-def _draw_classes(denoiser: Denoiser, rng: SampleRng, label: int | None) -> Tensor | None:
+def _draw_classes(denoiser: Denoiser, rng: SampleRng, label: int | Sequence[int] | None) -> Tensor | None:
     """Class ids [B]; drawn in any case, so that the noise that follows is the same for a given class."""
     if denoiser.num_classes == 0:
         return None
     drawn = rng.randint(denoiser.num_classes)
-    return drawn if label is None else torch.full_like(drawn, label)
+    return drawn if label is None else torch.as_tensor(label).to(drawn).expand_as(drawn).clone()
 
 
 def _check_finite(x: Tensor, seeds: Sequence[int]) -> None:

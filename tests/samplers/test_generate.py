@@ -14,8 +14,8 @@ from scoregen.samplers.generate import generate, steps_for_nfe
 CHURNED = HeunSampler(steps=8, s_churn=4.0)
 
 
-def images(denoiser, sampler, seeds, batch, labels=None) -> Tensor:
-    parts = list(generate(denoiser, sampler, seeds, batch=batch, device="cpu", labels=labels))
+def images(denoiser, sampler, seeds, batch, label=None) -> Tensor:
+    parts = list(generate(denoiser, sampler, seeds, batch=batch, device="cpu", label=label))
     assert [seed for part in parts for seed in part.seeds] == list(seeds)
     return torch.cat([part.x for part in parts])
 
@@ -65,12 +65,24 @@ def test_noise_is_drawn_before_the_class_and_the_class_before_the_steps() -> Non
 
 def test_choosing_a_class_changes_the_class_only() -> None:
     denoiser = DrawRecorder(torch.zeros(2, 3), torch.ones(2), labels=torch.arange(2))
-    for labels in (None, 1):
-        (samples,) = generate(denoiser, CHURNED, range(6), batch=6, device="cpu", labels=labels)
+    for label in (None, 1):
+        (samples,) = generate(denoiser, CHURNED, range(6), batch=6, device="cpu", label=label)
     assert samples.labels.tolist() == [1] * 6
     free, chosen = denoiser.calls[0], denoiser.calls[CHURNED.nfe()]
     assert torch.equal(free[0], chosen[0])
     assert free[1].unique().tolist() == [0, 1]
+
+
+def test_each_sample_may_have_a_class_of_its_own() -> None:
+    means = torch.tensor([[-5.0], [5.0]])
+    denoiser = GaussianMixtureDenoiser(means, torch.tensor(0.01), labels=torch.arange(2))
+    parts = list(generate(denoiser, CHURNED, range(5), batch=2, device="cpu", label=[0, 1, 1, 0, 1]))
+    assert torch.cat([part.labels for part in parts]).tolist() == [0, 1, 1, 0, 1]
+    assert (torch.cat([part.x for part in parts])[:, 0] > 0).tolist() == [False, True, True, False, True]
+    with pytest.raises(UserError, match="2 classes for 5 seeds"):
+        next(generate(denoiser, CHURNED, range(5), batch=2, device="cpu", label=[0, 1]))
+    with pytest.raises(UserError, match="class 2 is unknown"):
+        next(generate(denoiser, CHURNED, range(2), batch=2, device="cpu", label=[0, 2]))
 
 
 def test_classes_are_drawn_uniformly() -> None:
@@ -103,7 +115,7 @@ def test_impossible_requests_are_refused() -> None:
     with pytest.raises(UserError, match="needs at least 1 network evaluations, the budget is 0"):
         steps_for_nfe(HeunSampler(), 0)
     with pytest.raises(UserError, match="class 3 is unknown to the model; allowed: none"):
-        images(denoiser, CHURNED, [0], 1, labels=3)
+        images(denoiser, CHURNED, [0], 1, label=3)
     with pytest.raises(UserError, match="batch=0"):
         images(denoiser, CHURNED, [0], 0)
 

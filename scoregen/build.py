@@ -209,14 +209,16 @@ def build_trainer(cfg: DictConfig) -> Trainer:
     if heldout is not None:
         _check_codec(method.denoiser, heldout)
     twin = deepcopy(method.denoiser).cpu() if parallel.sharded else None
-    lock = FolderLock(run_dir) if parallel.is_main else None
+    roles = build_roles(cfg, method, parallel)
+    _check_hooks(method, hooks)
+    lock = FolderLock(run_dir) if parallel.is_main else None  # from here on there is a folder
     trainer = Trainer(
         options=config.instantiate(cfg.trainer),
         method=method,
         stream=stream,
         inputs=inputs,
         heldout=heldout,
-        roles=build_roles(cfg, method, parallel),
+        roles=roles,
         schedule=config.instantiate(cfg.schedule),
         ema=config.instantiate(cfg.ema),
         sampler=fit_sampler(config.instantiate(cfg.sampler), method.denoiser, data, run_dir / REFERENCES),
@@ -229,7 +231,6 @@ def build_trainer(cfg: DictConfig) -> Trainer:
         lock=lock,
         metadata={"config": config.to_yaml(cfg), "model": spec.to_json(), **inputs, **provenance()},
     )
-    _check_hooks(method, hooks)
     trainer.resume()
     if parallel.is_main:
         if trainer.nimg == 0 and "data" in inputs:

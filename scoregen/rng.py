@@ -87,7 +87,7 @@ class SampleRng:
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self.seeds, self.device = tuple(seeds), device
+        self.seeds, self.device = tuple(map(int, seeds)), device
         self._generators = [torch.Generator().manual_seed(seed % 2**32) for seed in self.seeds]
 
     def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

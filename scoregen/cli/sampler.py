@@ -64,8 +64,10 @@ def choose_source(args: argparse.Namespace, device: "torch.device") -> "Source":
 
 def choose_sampler(source: "Source", args: argparse.Namespace) -> "Sampler":
     """The run's sampler, or the one named, with the settings and the budget of the command line."""
+    from scoregen.samplers.consistency import ConsistencySampler
     from scoregen.samplers.fit import fit_sampler
     from scoregen.samplers.generate import steps_for_nfe
+    from scoregen.samplers.one_step import OneStepSampler
     from scoregen.validation import check_choice
 
     settings = [*args.overrides, *([] if args.steps is None else [f"steps={args.steps}"])]
@@ -75,6 +77,13 @@ def choose_sampler(source: "Source", args: argparse.Namespace) -> "Sampler":
         cfg, problems = config.adjust(source.cfg.sampler, settings)
     config.refuse(problems + check_choice(cfg, "sampler"))
     sampler = fit_sampler(config.instantiate(cfg), source.denoiser, source.data, source.cache)
+    if source.cfg.get("distiller") is not None and not isinstance(
+        sampler, OneStepSampler | ConsistencySampler
+    ):
+        logging.getLogger(__name__).warning(
+            "%s is a student, made to draw in one step; %s asks it at noise levels that it never learned",
+            source.run_dir or "this model", type(sampler).__name__
+        )  # fmt: skip
     return sampler if args.nfe is None else replace(sampler, steps=steps_for_nfe(sampler, args.nfe))
 
 

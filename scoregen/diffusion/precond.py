@@ -49,11 +49,12 @@ class Precond(Protocol):
         ...
 
 
-def _wide(sigma: Tensor) -> Tensor:
+def wide(sigma: Tensor) -> Tensor:
+    """Noise levels in float32, or in float64 where they are given so."""
     return sigma if sigma.dtype == torch.float64 else sigma.float()
 
 
-class _Continuous:
+class Continuous:
     """A parametrisation for every noise level of its range."""
 
     channel_factor: ClassVar[int] = 1
@@ -64,7 +65,7 @@ class _Continuous:
 
 
 @dataclass(frozen=True)
-class EDMPrecond(_Continuous):
+class EDMPrecond(Continuous):
     """Keeps the input and the training target of F at unit variance for data of std sigma_data.
 
     c_skip = sd^2 / (sigma^2 + sd^2),  c_out = sigma sd / sqrt(sigma^2 + sd^2),
@@ -77,7 +78,7 @@ class EDMPrecond(_Continuous):
 
     def __call__(self, sigma: Tensor) -> Coefficients:
         """The coefficients at noise levels sigma [] or [B]."""
-        sigma = _wide(sigma)
+        sigma = wide(sigma)
         total = sigma.square() + self.sigma_data**2
         return Coefficients(
             skip=self.sigma_data**2 / total,
@@ -88,7 +89,7 @@ class EDMPrecond(_Continuous):
 
 
 @dataclass(frozen=True)
-class VPPrecond(_Continuous):
+class VPPrecond(Continuous):
     """Reads F as the noise prediction of the VP process (Song et al., 2021, arXiv 2011.13456).
 
     c_skip = 1,  c_out = -sigma,  c_in = 1 / sqrt(sigma^2 + 1),  c_noise = (M - 1) t(sigma).
@@ -111,7 +112,7 @@ class VPPrecond(_Continuous):
 
     def __call__(self, sigma: Tensor) -> Coefficients:
         """The coefficients at noise levels sigma [] or [B]."""
-        sigma = _wide(sigma)
+        sigma = wide(sigma)
         time = schedules.vp_time(sigma, beta_d=self.beta_d, beta_min=self.beta_min)
         return Coefficients(
             skip=torch.ones_like(sigma),
@@ -122,7 +123,7 @@ class VPPrecond(_Continuous):
 
 
 @dataclass(frozen=True)
-class DDPMPrecond(_Continuous):
+class DDPMPrecond(Continuous):
     """Reads F as what a DDPM of T time steps predicts, at its own noise levels and between them.
 
     epsilon: D = x - sigma F,  v_prediction: D = (x - sigma sqrt(sigma^2 + 1) F) / (sigma^2 + 1),
@@ -153,7 +154,7 @@ class DDPMPrecond(_Continuous):
 
     def __call__(self, sigma: Tensor) -> Coefficients:
         """The coefficients at noise levels sigma [] or [B]."""
-        sigma = _wide(sigma)
+        sigma = wide(sigma)
         total = sigma.square() + 1
         skip, out = {
             "epsilon": (torch.ones_like(sigma), -sigma),
@@ -176,7 +177,7 @@ class DDPMPrecond(_Continuous):
 
 
 @dataclass(frozen=True)
-class VEPrecond(_Continuous):
+class VEPrecond(Continuous):
     """Reads F as minus the noise prediction of the VE process (Song et al., 2021, arXiv 2011.13456).
 
     c_skip = 1,  c_out = sigma,  c_in = 1,  c_noise = ln(sigma / 2).
@@ -187,13 +188,13 @@ class VEPrecond(_Continuous):
 
     def __call__(self, sigma: Tensor) -> Coefficients:
         """The coefficients at noise levels sigma [] or [B]."""
-        sigma = _wide(sigma)
+        sigma = wide(sigma)
         one = torch.ones_like(sigma)
         return Coefficients(skip=one, out=sigma, input=one, noise=(sigma / 2).log())
 
 
 @dataclass(frozen=True)
-class FlowPrecond(_Continuous):
+class FlowPrecond(Continuous):
     """Reads F as the velocity n - x0 of the straight way z = (1 - t) x0 + t n: flow matching.
 
     c_skip = c_in = 1 / (1 + sigma),  c_out = -t,  c_noise = M t,  t = sigma / (1 + sigma), since
@@ -209,7 +210,7 @@ class FlowPrecond(_Continuous):
 
     def __call__(self, sigma: Tensor) -> Coefficients:
         """The coefficients at noise levels sigma [] or [B]."""
-        sigma = _wide(sigma)
+        sigma = wide(sigma)
         share = 1 / (1 + sigma)
         time = sigma * share
         return Coefficients(skip=share, out=-time, input=share, noise=self.levels * time)
@@ -239,7 +240,7 @@ class LogPrecond(EDMPrecond):
 
 
 @dataclass(frozen=True)
-class HyvarinenPrecond(_Continuous):
+class HyvarinenPrecond(Continuous):
     """Reads F as the score of the positive values y = e^u themselves, as published; see `HyvarinenDenoiser`.
 
     c_skip = 1,  c_out = sigma,  c_in = e^(-sigma^2), which multiplies y,  c_noise = ln(sigma) / 4.
@@ -254,7 +255,7 @@ class HyvarinenPrecond(_Continuous):
 
     def __call__(self, sigma: Tensor) -> Coefficients:
         """The coefficients at noise levels sigma [] or [B]."""
-        sigma = _wide(sigma)
+        sigma = wide(sigma)
         return Coefficients(
             skip=torch.ones_like(sigma),
             out=sigma,
@@ -288,7 +289,7 @@ class IDDPMPrecond:
 
     def __call__(self, sigma: Tensor) -> Coefficients:
         """The coefficients at noise levels sigma [] or [B]."""
-        sigma = _wide(sigma)
+        sigma = wide(sigma)
         return Coefficients(
             skip=torch.ones_like(sigma),
             out=-sigma,
@@ -298,7 +299,7 @@ class IDDPMPrecond:
 
     def round(self, sigma: Tensor) -> Tensor:
         """The nearest levels u_j, at least float32."""
-        return self._table(sigma.device)[self._index(sigma)].to(_wide(sigma).dtype)
+        return self._table(sigma.device)[self._index(sigma)].to(wide(sigma).dtype)
 
     def _table(self, device: torch.device | str) -> Tensor:
         return schedules.iddpm_sigmas(levels=self.levels, c1=self.c1, c2=self.c2, device=device)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scoregen.diffusion.grids import SigmaGrid
-from scoregen.diffusion.precond import Coefficients, _Continuous, _wide
+from scoregen.diffusion.precond import Coefficients, Continuous, wide
 from scoregen.errors import UserError
 from scoregen.ranges import Positive, PositiveInt, Range
 
@@ -35,7 +35,7 @@ def beta_sigmas(betas: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class WaveGradPrecond(_Continuous):
+class WaveGradPrecond(Continuous):
     """Reads F as the noise prediction e(y, l), told the amplitude l itself.
 
     c_skip = 1,  c_out = -sigma,  c_in = c_noise = l = 1 / sqrt(1 + sigma^2): D = x - sigma e(l x, l).
@@ -54,7 +54,7 @@ class WaveGradPrecond(_Continuous):
 
     def __call__(self, sigma: Tensor) -> Coefficients:
         """The coefficients at noise levels sigma [] or [B]."""
-        sigma = _wide(sigma)
+        sigma = wide(sigma)
         amplitude = (sigma.square() + 1).rsqrt()
         return Coefficients(skip=torch.ones_like(sigma), out=-sigma, input=amplitude, noise=amplitude)
 

@@ -143,3 +143,13 @@ def test_the_table_names_every_sampler_and_every_choice_is_one_or_a_preset_of_on
     chosen = {name: config.choose("sampler", name)[0]["_target_"] for name in config.groups()["sampler"]}
     assert kinds.keys() <= chosen.keys()
     assert {config.locate(target) for target in chosen.values()} == set(kinds.values())
+
+
+def test_a_student_is_not_sampled_in_many_steps_unwarned(call: Run, caplog: pytest.LogCaptureFixture) -> None:
+    student = [*TINY, "experiment=digits_sim", "teacher=gaussian", "trainer.total=64", "run_dir=student"]
+    done = call("train.py", *student, "hooks.evaluate.every=null")
+    assert done.returncode == 0, done.stderr
+    for flags, warned in ([], False), (["--sampler", "heun"], True):
+        caplog.clear()
+        assert call("sample.py", "--run", "student", "--seeds", "0-3", *flags).returncode == 0
+        assert ("made to draw in one step; HeunSampler" in caplog.text) == warned

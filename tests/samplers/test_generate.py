@@ -1,3 +1,6 @@
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -61,6 +64,12 @@ def test_noise_is_drawn_before_the_class_and_the_class_before_the_steps() -> Non
     assert torch.equal(seen, cond)
     torch.testing.assert_close(x, 80 * noise + 80 * (1.1**2 - 1) ** 0.5 * rng.randn(3))
     assert torch.equal(samples.x[0], samples.x[2])  # seeds count modulo 2^32
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_seeds_may_be_any_integers(kind: Callable) -> None:
+    denoiser = GaussianDenoiser(torch.zeros(2), torch.tensor(1.0))
+    assert torch.equal(images(denoiser, CHURNED, kind([5, 6]), 2), images(denoiser, CHURNED, range(5, 7), 2))
 
 
 def test_choosing_a_class_changes_the_class_only() -> None:

@@ -195,6 +195,13 @@ def test_a_run_starts_from_the_averages_of_another(build: Build, tmp_path: Path,
     again.close()
 
 
+@pytest.mark.parametrize("mistake", ["optimizer.lr=-1", "network.channel_mult=[1,2,2,2,2,2]"])
+def test_a_run_that_is_refused_leaves_no_folder(build: Build, tmp_path: Path, mistake: str) -> None:
+    with pytest.raises(UserError):
+        build(mistake)
+    assert not (tmp_path / "a").exists()
+
+
 def test_what_cannot_be_started_from_is_refused(build: Build, tmp_path: Path) -> None:
     first = build()
     first.run()

@@ -269,6 +269,8 @@ def tell_loggers(run_dir: Path, nimg: int, values: Mapping[str, float]) -> None:
     """Tell the loggers of a run what was measured later of its model at `nimg`, or warn that it cannot be."""
     cfg = saved_config(run_dir)
     try:
+        if cfg is not None:
+            config.refuse_foreign(cfg, str(run_dir))
         loggers = [] if cfg is None else build_loggers(cfg, run_dir)
         if all(isinstance(logger, JSONLLogger) for logger in loggers):
             return

@@ -28,8 +28,8 @@ CONFIG = "config.yaml"  # in a run folder: what it is trained by
 # Groups whose files are of no node: they override the others, the later the earlier.
 PRESETS = ("experiment", "debug")
 
-# What is built when a model is read from its weights; all else in their configuration made them.
-OF_MODEL = ("network", "precond", "codec", "data", "sampler")
+# What is built when a model is read or measured; all else in the configuration of its weights made them.
+OF_MODEL = ("network", "precond", "codec", "data", "sampler", "logger")
 
 # A finished or interrupted run may be continued with another value of these.
 MUTABLE = (

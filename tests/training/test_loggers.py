@@ -1,6 +1,7 @@
 """A log is valid JSON, survives kills, and after a resume equals that of an uninterrupted run."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scoregen.build import tell_loggers
 from scoregen.objectives.base import SIGMA_BINS
 from scoregen.training.loggers import JSONLLogger, Logger, flatten
 from scoregen.training.trackers import TensorBoardLogger, WandbLogger
+from scoregen.training.trainer import Trainer
 
 
 def row(nimg: int) -> dict[str, Any]:
@@ -106,3 +109,20 @@ def test_building_a_logger_touches_nothing_and_closing_an_unstarted_one_is_allow
 ) -> None:
     make(tmp_path / "run").close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_from_elsewhere_does_not_choose_what_runs_when_it_is_measured(
+    build: Callable[..., Trainer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trainer = build()
+    trainer.run()
+    trainer.close()
+    (tmp_path / "elsewhere.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "a" / "config.yaml"
+    file.write_text(file.read_text().replace("scoregen.training.loggers.JSONLLogger", "elsewhere.Logger"))
+    tell_loggers(tmp_path / "a", 128, {"fd_scatter": 1.0})
+    assert "names elsewhere.Logger" in caplog.text

@@ -1,6 +1,7 @@
 """From a validated configuration to objects: the one place that knows which group needs what from another."""
 
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -76,7 +77,7 @@ def build_method(cfg: DictConfig, data: Callable[[], Dataset], device: torch.dev
     if cfg.get("distiller") is None:
         spec = build_spec(cfg, data(), augment, device)
         step = build_step(cfg, spec, augment)
-        if cfg.get("init") is not None and not (Path(cfg.run_dir) / CHECKPOINTS).is_dir():  # else it goes on
+        if cfg.get("init") is not None and latest_checkpoint(Path(cfg.run_dir) / CHECKPOINTS) is None:
             load_init(step.denoiser, cfg.init)
         step.to(device)
         return Built(step, spec, *_real_data(cfg, data(), step.denoiser, device, {}))
@@ -95,7 +96,6 @@ def load_init(denoiser: NetworkDenoiser, path: str) -> None:
     if found is None:
         raise UserError(f"init={path}: no such run folder, checkpoint or weights file")
     load_weights(denoiser, read_weights(found.weights)[0], f"init={path}")
-    log.info("starting from %s (%s images, sha256 %s)", found.weights, f"{found.nimg:,}", found.digest)
 
 
 def build_spec(cfg: DictConfig, data: Dataset, augment: Augment, device: torch.device) -> ModelSpec:
@@ -307,7 +307,8 @@ def _check_same_run(cfg: DictConfig, run_dir: Path) -> None:
         raise UserError(
             f"{run_dir} holds a run with another configuration:\n  "
             + "\n  ".join(changes)
-            + f"\nChoose another run_dir, or resume this run with: python train.py --resume {run_dir}"
+            + "\nChoose another run_dir, or leave these out to go on: "
+            + f"python train.py --resume {shlex.quote(str(run_dir))}"
         )
 
 

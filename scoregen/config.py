@@ -9,7 +9,8 @@ no quoting. Nothing below the entries reads a configuration: constructors take t
 import inspect
 import re
 import sys
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -84,16 +85,27 @@ def groups() -> dict[str, list[str]]:
 
 
 def _files(package: Path, own: Path | None) -> dict[str, dict[str, Path]]:
-    """The file of every choice by group and name; UserError where an own file hides one of the package."""
+    """The file of every choice by group and name; where both folders have one, that of the package."""
     found: dict[str, dict[str, Path]] = {}
     for path in sorted(package.glob("*/*.yaml")):
         found.setdefault(path.parent.name, {})[path.stem] = path
     for path in sorted(own.glob("*/*.yaml")) if own else []:
-        choices = found.get(path.parent.name, {})  # other groups are of other programs
-        known = choices.setdefault(path.stem, path)
-        if known.read_bytes() != path.read_bytes():
-            raise UserError(f"{path} has the name of a choice of the package: give it another")
+        found.get(path.parent.name, {}).setdefault(path.stem, path)  # other groups are of other programs
     return found
+
+
+def _load_choice(group: str, name: str) -> DictConfig:
+    """The content of a choice's file; UserError where one's own is torn, or hides behind another."""
+    own = own_conf_dir()
+    file = _files(conf_dir(), own)[group][name]
+    if own and (same := own / group / file.name).exists() and same.read_bytes() != file.read_bytes():
+        raise UserError(f"{same} has the name of a choice of the package: give it another")
+    try:
+        cfg = OmegaConf.load(file)
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is no YAML: {error}") from error
+    assert isinstance(cfg, DictConfig)
+    return cfg
 
 
 def compose(overrides: Sequence[str]) -> tuple[DictConfig, list[Problem]]:
@@ -105,8 +117,10 @@ def compose(overrides: Sequence[str]) -> tuple[DictConfig, list[Problem]]:
     from hydra import initialize_config_dir
 
     choices, values, problems = _split(overrides, known=groups())
-    own = own_conf_dir()
-    found = [] if own is None else [f"hydra.searchpath=['file://{own}']"]
+    for group, _, name in (choice.lstrip("+").partition("=") for choice in choices if "=" in choice):
+        _load_choice(group, name)  # for what there is to say of its file
+    own = str(own_conf_dir() or "").replace("'", r"\'")
+    found = [f"hydra.searchpath=['file://{own}']"] if own else []
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         cfg = hydra_compose("train", overrides=[*found, *choices])
     OmegaConf.set_struct(cfg, False)
@@ -141,9 +155,7 @@ def choose(group: str, name: str, values: Sequence[str] = ()) -> tuple[DictConfi
     choices = groups()[group]
     if name not in choices:
         refuse([Problem(f"{group}={name}", f"no such {group}; {suggest(name, choices)}")])
-    cfg = OmegaConf.load(_files(conf_dir(), own_conf_dir())[group][name])
-    assert isinstance(cfg, DictConfig)
-    return adjust(cfg, values)
+    return adjust(_load_choice(group, name), values)
 
 
 def adjust(cfg: DictConfig, values: Sequence[str]) -> tuple[DictConfig, list[Problem]]:
@@ -153,30 +165,53 @@ def adjust(cfg: DictConfig, values: Sequence[str]) -> tuple[DictConfig, list[Pro
     return cfg, problems + _set_values(cfg, pairs)
 
 
+def revise(cfg: DictConfig, overrides: Sequence[str]) -> tuple[DictConfig, list[Problem]]:
+    """A copy of the configuration of a run, `key=value` set, the groups that may change chosen anew."""
+    fixed = {group: names for group, names in groups().items() if group not in MUTABLE}
+    free = {group: names for group, names in groups().items() if group in MUTABLE}
+    choices, values, problems = _split(overrides, known=free)
+    problems += [
+        Problem(f"{key}={text}", "is as it was when the run began; start another run with it")
+        for key, text in values
+        if key in fixed
+    ]
+    cfg = cfg.copy()
+    for group, _, name in (choice.lstrip("+").partition("=") for choice in choices):
+        cfg[group] = _load_choice(group, name)
+    return cfg, problems + _set_values(cfg, [pair for pair in values if pair[0] not in fixed])
+
+
 def _set_values(cfg: DictConfig, values: Sequence[tuple[str, str]]) -> list[Problem]:
     problems = []
-    given = {key for key, _ in values}
-    for key, text in sorted(
-        values, key=lambda pair: not pair[0].endswith("._target_")
-    ):  # what to build first
+    given = [key for key, _ in values]
+    for key, text in sorted(values, key=_targets_first):
         try:
             OmegaConf.update(cfg, key, _parse(text), merge=False, force_add=True)
-            if key.endswith("._target_"):
-                _drop_unknown(cfg, key.removesuffix("._target_"), given)
+            if key.rpartition(".")[2] == "_target_":
+                _drop_unknown(cfg, key.rpartition(".")[0], given)
         except (OmegaConfBaseException, AttributeError, TypeError, ValueError) as error:
             problems.append(Problem(f"{key}={text}", f"cannot be set: {str(error).splitlines()[0]}"))
     return problems
 
 
-def _drop_unknown(cfg: DictConfig, path: str, given: Container[str]) -> None:
+def _targets_first(pair: tuple[str, str]) -> int:
+    """What is to be built comes before its settings, outer nodes before inner ones."""
+    key = pair[0]
+    return key.count(".") if key.rpartition(".")[2] == "_target_" else sys.maxsize
+
+
+def _drop_unknown(cfg: DictConfig, path: str, given: Sequence[str]) -> None:
     """Of a node whose class was exchanged, the settings that the new one does not take and nobody gave."""
-    node = OmegaConf.select(cfg, path)
+    node = OmegaConf.select(cfg, path) if path else cfg
     try:
         taken = inspect.signature(locate(node["_target_"])).parameters
     except (ImportError, AttributeError, ValueError, TypeError):
         return  # validation says what is wrong with it
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
-        for key in [key for key in node if key not in {"_target_", *taken} and f"{path}.{key}" not in given]:
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+        return
+    for key in set(node) - {"_target_", *taken}:
+        full = f"{path}.{key}" if path else str(key)
+        if not any(name == full or name.startswith(f"{full}.") for name in given):
             del node[key]
 
 
@@ -233,14 +268,14 @@ def from_yaml(text: str, source: str) -> DictConfig:
     raise UserError(f"{source} is damaged, or no configuration that train.py has written")
 
 
-def refuse_foreign(cfg: DictConfig, source: str) -> None:
+def refuse_foreign(cfg: DictConfig, source: str, parts: Iterable[str] = OF_MODEL) -> None:
     """UserError where a configuration from outside names code that conf/ does not and scoregen has not.
 
-    A weights file is data: it must not choose what runs when it is read. Only parts of a model are built
-    then; by what it was trained does not matter.
+    A weights file is data: it must not choose what runs when it is read. By default only the parts of a model
+    are looked at: by what it was trained does not matter where nothing of that is built.
     """
     known = _known_targets(conf_dir(), own_conf_dir())
-    used = {target for part in OF_MODEL for target in _targets(cfg.get(part))}
+    used = {target for part in parts for target in _targets(cfg.get(part))}
     foreign = sorted(target for target in used if target not in known and not _is_ours(target))
     if foreign:
         raise UserError(
@@ -253,8 +288,11 @@ def refuse_foreign(cfg: DictConfig, source: str) -> None:
 @cache
 def _known_targets(package: Path, own: Path | None) -> frozenset[str]:
     """Everything that the files of the configuration folders name."""
-    paths = (path for choices in _files(package, own).values() for path in choices.values())
-    return frozenset(target for path in paths for target in _targets(OmegaConf.load(path)))
+    found: set[str] = set()
+    for path in (path for choices in _files(package, own).values() for path in choices.values()):
+        with suppress(YAMLError, OmegaConfBaseException, UnicodeDecodeError):  # a torn file names nothing
+            found.update(_targets(OmegaConf.load(path)))
+    return frozenset(found)
 
 
 def _targets(node: Any) -> Iterator[str]:

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from scoregen import config
 from scoregen.errors import UserError
-from scoregen.validation import validate
+from scoregen.validation import check_choice, validate
 
 CHOICES = [f"{group}={name}" for group, names in config.groups().items() for name in names]
 
@@ -153,8 +153,26 @@ def test_other_programs_folders_are_left_alone_and_names_are_taken_once(own: Pat
     (own / "network" / "mlp.yaml").write_bytes(same.read_bytes())
     assert config.compose(["network=mlp"])[1] == []
     (own / "network" / "mlp.yaml").write_text("_target_: own_narrow.Narrow")
+    (own / "network" / "torn.yaml").write_text("a: [1")
+    cfg, problems = config.compose(["network=narrow"])  # what is not chosen does not matter
+    assert problems == []
+    config.refuse_foreign(cfg, "here")
     with pytest.raises(UserError, match=r"network/mlp\.yaml has the name of a choice of the package"):
-        config.groups()
+        config.compose(["network=mlp"])
+    with pytest.raises(UserError, match=r"network/torn\.yaml is no YAML"):
+        config.compose(["network=torn"])
+
+
+@pytest.mark.parametrize("place", ["it's", "a b", "a,b=[c]", "${x}", 'say "so"'])
+def test_the_folder_where_one_stands_may_have_any_name(
+    own: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    moved = own.parent / place
+    own.parent.joinpath("conf").rename(moved.parent / "away")
+    moved.mkdir()
+    (moved.parent / "away").rename(moved / "conf")
+    monkeypatch.chdir(moved)
+    assert config.compose(["network=narrow"])[0].network.width == 5
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -165,6 +183,10 @@ def test_another_class_keeps_the_settings_that_it_takes(order: int) -> None:
     kept = {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.1, "fused": True}
     assert cfg.optimizer == {"_target_": "torch.optim.SGD", **kept}
     assert "unknown key" in problems_of("optimizer._target_=torch.optim.SGD", "optimizer.eps=1")
+    outer = ["sampler._target_=scoregen.samplers.edm.EulerSampler", "sampler.inner._target_=x.Y"]
+    assert "sampler.inner" in problems_of("sampler=teleport", *outer[::order])
+    euler, _ = config.choose("sampler", "heun", ["_target_=scoregen.samplers.edm.EulerSampler"])
+    assert check_choice(euler, "sampler") == []
 
 
 def test_the_difference_names_each_changed_key_but_the_ignored() -> None:

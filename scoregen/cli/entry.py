@@ -54,8 +54,9 @@ def run_entry(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None =
         if (reason := _lost_process(error)) is None:
             raise
         return _interrupted(f"another process of this run has ended or does not answer ({reason})")
-    except BrokenPipeError:  # nobody reads on, as behind `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        if _is_read():
+            raise
         return INTERRUPTED
     except OSError as error:
         where = error.filename or "a file"
@@ -67,6 +68,18 @@ def run_entry(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None =
             raise
         print(f"error: {message}", file=sys.stderr)
         return WRONG_INPUT
+
+
+def _is_read() -> bool:
+    """Whether somebody reads our output; else, as behind `| head`, it goes nowhere from here on."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    except (OSError, ValueError):  # it is no file
+        pass
+    return True
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

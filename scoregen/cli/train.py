@@ -103,7 +103,14 @@ def _settings(args: argparse.Namespace) -> tuple[DictConfig, list[config.Problem
     saved = saved_config(args.resume)
     if saved is None:
         raise UserError(f"--resume {args.resume}: there is no run with a checkpoint")
-    return config.adjust(saved, [*args.overrides, f"run_dir={args.resume}"])
+    config.refuse_foreign(saved, str(args.resume), parts=map(str, saved))
+    if saved.schedule.get("total") == saved.trainer.total:
+        saved.schedule.total = "${trainer.total}"  # so that a run that ends there is not lengthened
+    cfg, problems = config.revise(saved, args.overrides)
+    if cfg.run_dir != saved.run_dir:
+        problems.append(config.Problem(f"run_dir={cfg.run_dir}", "--resume goes on where the run is"))
+    cfg.run_dir = str(args.resume)
+    return cfg, problems
 
 
 def train(overrides: Sequence[str]) -> dict[str, Any]:
@@ -144,6 +151,8 @@ def run(cfg: DictConfig) -> int:
         if trainer.finished and (trainer.run_dir / SUMMARY).exists():
             say(f"{trainer.run_dir} is finished at {trainer.nimg:,} images; raise trainer.total to go on")
             return DONE
+        if cfg.get("init") and not trainer.nimg:
+            say(f"starting from the weights of {cfg.init}")
         if trainer.nimg:
             say(f"resuming {trainer.run_dir} at {trainer.nimg:,} images")
         if not trainer.run():

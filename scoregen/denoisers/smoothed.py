@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from scoregen.denoisers.base import Cond, Denoiser, expand, settled_rows
+from scoregen.denoisers.base import Cond, Denoiser, denoiser_for_trajectory, expand, settled_rows
 from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.errors import UserError
 from scoregen.ranges import NonNegative, PositiveInt
@@ -62,9 +62,11 @@ class SmoothedDenoiser(nn.Module):
         return training_set(self.inner)
 
     def for_trajectory(self, rng: Rng) -> Self:
-        """The same with noise of each sample's own, for the rows of the rng."""
+        """The same with noise of each sample's own, for the rows of the rng; so is the inner denoiser."""
         drawn = copy(self)
+        drawn._modules = {**self._modules}  # of which the copy would share the table
         drawn.noise, drawn.rng = rng.randn(self.noises, *self.shape), rng if self.resample else None
+        drawn.inner = denoiser_for_trajectory(self.inner, rng)
         return drawn
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
@@ -72,10 +74,10 @@ class SmoothedDenoiser(nn.Module):
         noise = self.noise if self.rng is None else self.rng.randn(self.noises, *self.shape)
         each = sigma.expand(len(x))
         spread = self.sigma_s * (1 + expand(each, x).to(x.dtype))
-        moved = x[:, None] + spread[:, None] * settled_rows(noise.to(x), len(x))
-        classes = None if cond is None else cond.repeat_interleave(self.noises)
-        denoised = self.inner(moved.flatten(0, 1), each.repeat_interleave(self.noises), classes)
-        return denoised.view(moved.shape).mean(1)
+        moved = x + spread * settled_rows(noise.to(x), len(x)).transpose(0, 1)  # [M, B, *shape]
+        classes = None if cond is None else cond.repeat(self.noises)
+        denoised = self.inner(moved.flatten(0, 1), each.repeat(self.noises), classes)
+        return denoised.view(moved.shape).mean(0)
 
 
 def training_set(denoiser: Denoiser) -> EmpiricalDenoiser:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -80,7 +80,12 @@ class Sampler(ABC):
         """
         sigmas = self.sigmas(denoiser)
         x = self.begin(denoiser, noise.to(getattr(torch, self.state_dtype)), sigmas, cond, rng)
-        return self.integrate(denoiser_for_trajectory(denoiser, rng), x, sigmas, cond, rng)
+        settled = denoiser_for_trajectory(denoiser, rng)
+        return self.prepared(denoiser, x).integrate(settled, x, sigmas, cond, rng)
+
+    def prepared(self, denoiser: Denoiser, x: Tensor) -> Self:
+        """The sampler with what it estimates of a denoiser before it begins, for states like x [B, ...]."""
+        return self
 
     def begin(
         self, denoiser: Denoiser, noise: Tensor, sigmas: Sequence[float], cond: Cond, rng: Rng | None

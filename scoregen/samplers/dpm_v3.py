@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from math import ceil, log
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Self
 from weakref import WeakKeyDictionary
 
 import torch
@@ -61,12 +61,9 @@ class DPMv3Sampler(Sampler):
         """N."""
         return self.steps if steps is None else steps
 
-    def iterate(
-        self, denoiser: Denoiser, noise: Tensor, cond: Cond = None, rng: Rng | None = None
-    ) -> Iterator[Step]:
-        """As `Sampler.iterate`, by statistics of the denoiser before it is settled for these trajectories."""
-        fitted = replace(self, statistics=self.statistics_of(denoiser, noise))
-        return super(DPMv3Sampler, fitted).iterate(denoiser, noise, cond, rng)
+    def prepared(self, denoiser: Denoiser, x: Tensor) -> Self:
+        """The same with the statistics of the denoiser, before it is settled for some trajectories."""
+        return replace(self, statistics=self.statistics_of(denoiser, x))
 
     def integrate(
         self,

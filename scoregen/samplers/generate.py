@@ -1,6 +1,6 @@
 """From seeds to samples: a sample depends on the denoiser, the sampler and its seed, not on others."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,29 +66,37 @@ def generate(
     """
     if batch < 1:
         raise UserError(f"batch={batch}: at least 1 sample at a time")
-    if isinstance(label, Sequence) and len(label) != len(seeds):
-        raise UserError(f"{len(label)} classes for {len(seeds)} seeds: give one for each, or one for all")
-    for one in {label} if label is None or isinstance(label, int) else set(label):
+    labels = _each(label, len(seeds))
+    for one in set(labels or ()):
         _check_class(denoiser, one)
     if getattr(denoiser, "cond_shape", ()) and conditions is None:
         raise UserError("this model is told more than a class: give `conditions`, as sample.py does")
     for first in range(0, len(seeds), batch):
         rng = start(seeds[first : first + batch], device)
         noise = rng.randn(*denoiser.shape)
-        chosen = label[first : first + batch] if isinstance(label, Sequence) else label
-        classes = _draw_classes(denoiser, rng, chosen)
+        classes = _draw_classes(denoiser, rng, labels and labels[first : first + batch])
         cond = classes if conditions is None else conditions(rng.seeds).to(device)
         x = codec_of(denoiser).decode(sampler(denoiser, noise, cond, rng).float())
         _check_finite(x, rng.seeds)
         yield Samples(x, rng.seeds, classes)
 
 
-def _draw_classes(denoiser: Denoiser, rng: SampleRng, label: int | Sequence[int] | None) -> Tensor | None:
+def _each(label: int | Sequence[int] | None, count: int) -> list[int] | None:
+    """The class of every sample, where classes are given."""
+    if label is None:
+        return None
+    labels = [int(one) for one in label] if isinstance(label, Iterable) else [int(label)] * count
+    if len(labels) != count:
+        raise UserError(f"{len(labels)} classes for {count} seeds: give one for each, or one for all")
+    return labels
+
+
+def _draw_classes(denoiser: Denoiser, rng: SampleRng, labels: list[int] | None) -> Tensor | None:
     """Class ids [B]; drawn in any case, so that the noise that follows is the same for a given class."""
     if denoiser.num_classes == 0:
         return None
     drawn = rng.randint(denoiser.num_classes)
-    return drawn if label is None else torch.as_tensor(label).to(drawn).expand_as(drawn).clone()
+    return drawn if labels is None else drawn.new_tensor(labels)
 
 
 def _check_finite(x: Tensor, seeds: Sequence[int]) -> None:
@@ -101,8 +109,8 @@ def _check_finite(x: Tensor, seeds: Sequence[int]) -> None:
         )
 
 
-def _check_class(denoiser: Denoiser, label: int | None) -> None:
-    if label is not None and not 0 <= label < denoiser.num_classes:
+def _check_class(denoiser: Denoiser, label: int) -> None:
+    if not 0 <= label < denoiser.num_classes:
         allowed = (
             f"0 to {denoiser.num_classes - 1}" if denoiser.num_classes else "none: the model has no classes"
         )

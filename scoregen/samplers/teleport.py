@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -128,6 +128,10 @@ class TeleportSampler(Sampler):
             warn_of_low_skip(sigmas[0], denoiser.shape)
         start, end = (noise.new_tensor(sigma) for sigma in (self.grid.sigma_max, sigmas[0]))
         return self._gaussian(denoiser, noise.device).flow(noise * self.grid.sigma_max, start, end, cond)
+
+    def prepared(self, denoiser: Denoiser, x: Tensor) -> Self:
+        """The same with an inner sampler that knows the denoiser."""
+        return replace(self, inner=self.continuation.prepared(denoiser, x))
 
     def integrate(
         self,

@@ -172,6 +172,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 
 def check_undamaged(file: Path) -> None:
     """UserError for a damaged file of a checkpoint; of one that lies elsewhere nothing is known."""
+    file = file.absolute()
     if file.parent not in _saved(file.parent.parent) or not (file.parent / "state.json").exists():
         return
     try:

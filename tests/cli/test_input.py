@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from scoregen.data.digits import load_digits
-from tests.cli.conftest import ROOT, TINY, Run
+from tests.cli.conftest import ROOT, TINY, Run, Start
 
 
 def assert_refused(done: "subprocess.CompletedProcess[str]", *said: str) -> None:
@@ -165,6 +166,15 @@ def test_a_run_with_a_damaged_config_goes_by_the_one_in_its_weights(
     assert file.read_text() == whole.replace("total: 32", "total: 64")
 
 
+def equal(a: Any, b: Any) -> bool:
+    """Whether two nested containers of tensors and plain values are the same, bit for bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
+
+
 def test_a_run_goes_on_by_its_folder_alone(call: Run, tmp_path: Path) -> None:
     unusual = [*TINY, "optimizer.lr=3e-3", "seed=5"]
     assert call("train.py", *unusual, "trainer.total=64", "run_dir=whole").returncode == 0
@@ -173,10 +183,37 @@ def test_a_run_goes_on_by_its_folder_alone(call: Run, tmp_path: Path) -> None:
     assert call("train.py", "--resume", "y", "trainer.total=64").returncode == 0
     weights = "checkpoints/000000000064/optimizer.pt"
     states = [torch.load(tmp_path / run / weights, weights_only=True) for run in ("whole", "y")]
-    assert str(states[0]) == str(states[1])
+    assert equal(*states)
+    assert call("train.py", "--resume", "y", "trainer.total=96", "sampler=unipc").returncode == 0
+    assert "UniPCSampler" in call("sample.py", "--run", "y", "--seeds", "0-1").stdout
+    assert_refused(call("train.py", "--resume", "y", "objective=lcss"), "start another run with it")
+    assert_refused(call("train.py", "--resume", "y", "run_dir=z"), "goes on where the run is")
     assert_refused(call("train.py", "--resume", "y", "seed=6"), "seed: 5 -> 6", "--resume y")
     assert_refused(call("train.py", "--resume", "nowhere"), "there is no run with a checkpoint")
     assert_refused(call("train.py", "-m", "--resume", "y", "seed=1,2"), "goes on with one run")
+
+
+def test_a_run_that_ends_with_its_schedule_is_not_lengthened(call: Run, tmp_path: Path) -> None:
+    assert call("train.py", *TINY, "schedule=cosine", "trainer.total=32", "run_dir=x").returncode == 0
+    (tmp_path / "x").rename(tmp_path / "2024")
+    assert_refused(call("train.py", "--resume", "2024", "trainer.total=64"), "schedule.total: 32 -> 64")
+    assert "is finished at 32 images" in call("train.py", "--resume", "2024").stdout
+
+
+def test_a_run_from_elsewhere_does_not_choose_what_runs_when_it_is_resumed(call: Run, tmp_path: Path) -> None:
+    assert call("train.py", *TINY, "trainer.total=32", "run_dir=x").returncode == 0
+    file = tmp_path / "x/config.yaml"
+    file.write_text(file.read_text().replace("scoregen.data.augment.NoAugment", "elsewhere.Augment"))
+    assert_refused(call("train.py", "--resume", "x", "trainer.total=64"), "names elsewhere.Augment")
+
+
+def test_nobody_need_read_to_the_end(start: Start) -> None:
+    process = start("sample.py", "--list")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(60) == 130
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
 
 
 def test_a_folder_under_another_name_is_the_same_run(call: Run, tmp_path: Path) -> None:

@@ -153,7 +153,11 @@ def test_estimates_stay_within_the_class(kind, data: Tensor) -> None:
         kind(EmpiricalDenoiser(data), neighbours=501)
 
 
-@pytest.mark.parametrize("kind", [NeighbourDenoiser, ImportanceDenoiser, SmoothedDenoiser])
+def smoothed_estimate(exact: EmpiricalDenoiser) -> SmoothedDenoiser:
+    return SmoothedDenoiser(NeighbourDenoiser(exact), sigma_s=0.5)
+
+
+@pytest.mark.parametrize("kind", [NeighbourDenoiser, ImportanceDenoiser, SmoothedDenoiser, smoothed_estimate])
 def test_a_trajectory_keeps_its_randomness_and_shares_it_with_no_other(kind, data: Tensor) -> None:
     denoiser = kind(EmpiricalDenoiser(data))
     x, sigma = normal(1, 8).expand(6, 8), torch.tensor(3.0)
@@ -164,6 +168,16 @@ def test_a_trajectory_keeps_its_randomness_and_shares_it_with_no_other(kind, dat
     assert len(torch.unique(once, dim=0)) == 5
     alone = denoiser_for_trajectory(denoiser, SampleRng([3]))(x[:1], sigma)
     torch.testing.assert_close(alone[0], once[2], rtol=0, atol=1e-5)
+
+
+def test_what_is_smoothed_is_settled_too_and_the_original_is_not(data: Tensor) -> None:
+    whole = smoothed_estimate(EmpiricalDenoiser(data))
+    settled = whole.for_trajectory(SampleRng([1, 2, 3]))
+    assert len(settled.inner.settled) == 3
+    assert len(whole.inner.settled) == 1
+    x, sigma = normal(3, 8), torch.tensor(3.0)
+    pair = settled(torch.cat([x, x]), sigma)  # as classifier-free guidance asks
+    torch.testing.assert_close(pair, settled(x, sigma).repeat(2, 1), rtol=0, atol=1e-5)
 
 
 def test_the_smoothed_denoiser_is_the_papers_in_its_own_clock() -> None:

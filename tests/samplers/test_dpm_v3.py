@@ -8,15 +8,18 @@ import torch
 from torch import Tensor
 
 from scoregen.denoisers.base import Denoiser
+from scoregen.denoisers.empirical import EmpiricalDenoiser
 from scoregen.denoisers.gaussian import GaussianDenoiser
 from scoregen.denoisers.guidance import Autoguidance
 from scoregen.denoisers.mixture import GaussianMixtureDenoiser
+from scoregen.denoisers.smoothed import SmoothedDenoiser
 from scoregen.diffusion.grids import KarrasGrid
 from scoregen.errors import UserError
-from scoregen.rng import generator
+from scoregen.rng import SampleRng, generator
 from scoregen.samplers.dpm_v3 import DPMv3Sampler
 from scoregen.samplers.model_statistics import ModelStatistics, estimate_statistics, regress
 from scoregen.samplers.multistep import DPMpp3MSampler
+from scoregen.samplers.teleport import TeleportSampler
 
 MEAN, VARIANCES = torch.tensor([0.3, -0.5, 2.0]).double(), torch.tensor([0.09, 1.0, 0.01]).double()
 SAMPLER = DPMv3Sampler(steps=12, state_dtype="float64")
@@ -114,6 +117,20 @@ def test_statistics_are_estimated_anew_where_the_weights_change() -> None:
         with torch.no_grad():
             denoiser.mean += 1
         assert not torch.equal(SAMPLER.statistics_of(model, normal(1, 3)).values, first.values)
+
+
+def test_behind_a_jump_they_are_estimated_once_and_of_no_trajectory() -> None:
+    data = normal(30, 3)
+    denoiser = SmoothedDenoiser(EmpiricalDenoiser(data), sigma_s=0.5)
+    moments = GaussianDenoiser(data.mean(0), data.var(0))
+    sampler = TeleportSampler(8, moments=moments, sigma_skip=20.0, inner=replace(SAMPLER))
+    noise, asked = normal(4, 3), []
+    denoiser.register_forward_pre_hook(lambda _, args: asked.append(len(args[0])))
+    x = sampler(denoiser, noise, rng=SampleRng([1, 2, 3, 4]))
+    before = len(asked)
+    alone = sampler(denoiser, noise[2:3], rng=SampleRng([3]))
+    assert len(asked) - before < 10  # the estimate takes hundreds
+    torch.testing.assert_close(alone[0], x[2], rtol=0, atol=1e-4)
 
 
 def test_statistics_that_do_not_fit_are_refused(tmp_path: Path) -> None:

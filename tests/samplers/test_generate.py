@@ -88,6 +88,9 @@ def test_each_sample_may_have_a_class_of_its_own() -> None:
     parts = list(generate(denoiser, CHURNED, range(5), batch=2, device="cpu", label=[0, 1, 1, 0, 1]))
     assert torch.cat([part.labels for part in parts]).tolist() == [0, 1, 1, 0, 1]
     assert (torch.cat([part.x for part in parts])[:, 0] > 0).tolist() == [False, True, True, False, True]
+    for every in (np.int64(1), torch.ones(3, dtype=torch.long), np.ones(3, dtype=int)):
+        parts = list(generate(denoiser, CHURNED, range(3), batch=2, device="cpu", label=every))
+        assert torch.cat([part.labels for part in parts]).tolist() == [1, 1, 1]
     with pytest.raises(UserError, match="2 classes for 5 seeds"):
         next(generate(denoiser, CHURNED, range(5), batch=2, device="cpu", label=[0, 1]))
     with pytest.raises(UserError, match="class 2 is unknown"):

@@ -185,10 +185,15 @@ def test_a_run_starts_from_the_averages_of_another(build: Build, tmp_path: Path,
     first.close()
     init = ["objective=lcss", "seed=7", f"init={tmp_path / path}"]
     second = build(*init, run="b")
-    for name, weight in first.ema.weights()["ema"].items():
+    averages = first.ema.weights()["ema"]
+    for name, weight in averages.items():
         assert torch.equal(second.denoiser.state_dict()[name], weight), name
     second.run()
     second.close()
+    (tmp_path / "c" / "checkpoints").mkdir(parents=True)  # a run that was killed before its first checkpoint
+    third = build(*init, run="c")
+    assert all(torch.equal(third.denoiser.state_dict()[name], averages[name]) for name in averages)
+    third.close()
     (tmp_path / "a").rename(tmp_path / "gone")
     again = build(*init, run="b")
     assert again.nimg == 128

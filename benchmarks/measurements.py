@@ -67,18 +67,22 @@ def _samplers(model: str, size: str, budgets: Sequence[int], names: Sequence[str
     ]
 
 
-def _teleported(nfe: int, solver: str, skip: float | None) -> Case:
-    """A solver on the exact score of CIFAR-10, from a jump down to sigma `skip` on."""
-    size = f"--sigma-s 0 --num 500 --batch 250 {CACHE} --nfe {nfe}"
-    if skip is None:
-        return _evaluate(solver, "--data cifar10", f"{size} --sampler {solver}", f"{nfe} evaluations")
-    settings = f"sigma_skip={skip:g} protocol=regrid {INNER[solver]}"
-    options = f"{size} --sampler teleport {settings}"
-    return _evaluate(f"{solver} from {skip:g}", "--data cifar10", options, f"{nfe} evaluations")
+def _teleported(model: str, size: str) -> list[Case]:
+    """Solvers alone and behind jumps down to several noise levels, at the same budgets of evaluations."""
+    samplers = {}
+    for solver, inner in INNER.items():
+        samplers[solver] = solver
+        for skip in (40, 20, 10, 5, 2.5):
+            jump = f"teleport sigma_skip={skip:g} protocol=regrid {inner}"
+            samplers[f"{solver} from {skip:g}"] = jump
+    return [
+        _evaluate(name, model, f"{size} --nfe {nfe} --sampler {sampler}", f"{nfe} evaluations")
+        for nfe in (11, 15, 25)
+        for name, sampler in samplers.items()
+    ]
 
 
-def _guided(model: str, options: Sequence[str]) -> list[Case]:
-    size = "--num 1000 --repeats 2 --batch 200"
+def _guided(model: str, size: str, options: Sequence[str]) -> list[Case]:
     return [_evaluate(option or "no guidance", model, f"{size} {option}") for option in options]
 
 
@@ -103,7 +107,7 @@ def _eps(name: str, model: str, count: int, attacks: str) -> tuple[Before, Case]
 
 
 INNER = {"heun": "", "deis": "'inner={_target_: scoregen.samplers.adams.DEISSampler}'"}  # of teleport
-DIGITS, MNIST = "pretrained/digits", "runs/mnist_edm"
+DIGITS, MNIST, CIFAR = "pretrained/digits", "runs/mnist_edm", "runs/cifar_small"
 JUMP = "teleport sigma_skip=10 protocol=regrid"
 DETERMINISTIC = (
     *("auto", "heun", "euler", "ddim", "deis", "dpm_2", "dpmpp_2s", "dpmpp_2m", "dpmpp_3m", "unipc", "lms"),
@@ -123,6 +127,16 @@ GUIDED = (
     *(f"--discriminator runs/digits_discriminator --discriminator-weight {w}" for w in (0.5, 1)),
     "--discriminator runs/digits_discriminator --sampler heun_boosted",
 )
+GUIDED_MNIST = (
+    "",
+    *(f"--classifier runs/mnist_classifier --classifier-weight {w}" for w in (0.5, 1, 2)),
+    *(f"--autoguidance runs/mnist_weak --guidance {w}" for w in (1.25, 1.5, 2)),
+    "--autoguidance runs/mnist_weak --guidance 2 --guidance-interval 0.2,2",
+)
+WEAK_MNIST = (
+    "experiment=mnist_edm trainer.total=20000 schedule.rampup=2000 hooks.heldout.every=null "
+    "hooks.grid.every=null name=mnist_weak"
+)
 DISCRIMINATOR = "experiment=digits_discriminator objective.generated=runs/discriminated/samples.npz"
 CLASSIFIERS = {
     "digits": ("python train.py experiment=digits_classifier", "runs/digits_classifier"),
@@ -135,6 +149,7 @@ OUTLIERS = (
     _msma("digits", f"--run {DIGITS}", 1617, "mnist,fashion_mnist,kmnist,uniform", 180),
     _msma("mnist", f"--run {MNIST}", 5000, "fashion_mnist,kmnist,digits,uniform", 500),
     _msma("cifar10", "--gaussian cifar10", 5000, "mnist,fashion_mnist,kmnist,uniform,gaussian", 500),
+    _msma("cifar_small", f"--run {CIFAR}", 5000, "mnist,fashion_mnist,kmnist,uniform,gaussian", 500),
 )
 ATTACKS = (
     _eps("digits", DIGITS, 180, "--attacks fgsm,bim,pgd,mim --epsilons 2,4,8"),
@@ -176,12 +191,12 @@ MEASUREMENTS = {
         "([teleportation](teleportation.md)). Heun with 11 evaluations, six steps, is worse behind any "
         "jump: where so few levels fall matters more. An exact score returns training images, so these "
         "are distances of solvers, not of models.",
-        [
-            _teleported(nfe, solver, skip)
-            for nfe in (11, 15, 25)
-            for solver in INNER
-            for skip in (None, 40, 20, 10, 5, 2.5)
-        ],
+        _teleported("--data cifar10", f"--sigma-s 0 --num 500 --batch 250 {CACHE}"),
+    ),
+    "cifar_trained_teleportation": Measurement(
+        "Solvers and teleportation on CIFAR-10, with a small network",
+        "",
+        _teleported(f"--run {CIFAR}", "--num 500 --batch 100"),
     ),
     "digits_guidance": Measurement(
         "Guidance on the digits",
@@ -190,7 +205,7 @@ MEASUREMENTS = {
         "noise levels 0.2 and 2; classifier-free guidance gains nothing that the seeds do not change as "
         "much. These are two ranges of seeds. The discriminator found nothing to correct in samples "
         "drawn with 35 evaluations.",
-        _guided(f"--run {DIGITS}", GUIDED),
+        _guided(f"--run {DIGITS}", "--num 1000 --repeats 2 --batch 200", GUIDED),
         before=(
             CLASSIFIERS["digits"],
             ("python train.py trainer.total=20000 name=digits_weak", "runs/digits_weak"),
@@ -200,6 +215,12 @@ MEASUREMENTS = {
             ),
             (f"python train.py {DISCRIMINATOR}", "runs/digits_discriminator"),
         ),
+    ),
+    "mnist_guidance": Measurement(
+        "Guidance on MNIST",
+        "",
+        _guided(f"--run {MNIST}", "--num 500 --batch 100 --nfe 13 --sampler auto", GUIDED_MNIST),
+        before=(CLASSIFIERS["mnist"], (f"python train.py {WEAK_MNIST}", "runs/mnist_weak")),
     ),
     "closed_form": Measurement(
         "Closed forms: nothing trained",
@@ -225,6 +246,7 @@ MEASUREMENTS = {
         [
             _evaluate("digits", f"--run {DIGITS}", "--num 1000 --batch 200 --metrics memorization"),
             _evaluate("MNIST", f"--run {MNIST}", "--num 500 --batch 100 --metrics memorization"),
+            _evaluate("CIFAR-10", f"--run {CIFAR}", "--num 500 --batch 100 --metrics memorization"),
         ],
     ),
     "likelihood": Measurement(
@@ -235,6 +257,7 @@ MEASUREMENTS = {
         [
             _evaluate("digits", f"--run {DIGITS}", "--num 180 --batch 90 --metrics nll"),
             _evaluate("MNIST", f"--run {MNIST}", "--num 50 --batch 50 --metrics nll"),
+            _evaluate("CIFAR-10", f"--run {CIFAR}", "--num 50 --batch 50 --metrics nll"),
         ],
     ),
     "outliers": Measurement(

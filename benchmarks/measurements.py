@@ -67,7 +67,7 @@ def _samplers(model: str, size: str, budgets: Sequence[int], names: Sequence[str
     ]
 
 
-def _teleported(model: str, size: str) -> list[Case]:
+def _teleported(model: str, size: str, budgets: Sequence[int]) -> list[Case]:
     """Solvers alone and behind jumps down to several noise levels, at the same budgets of evaluations."""
     samplers = {}
     for solver, inner in INNER.items():
@@ -77,7 +77,7 @@ def _teleported(model: str, size: str) -> list[Case]:
             samplers[f"{solver} from {skip:g}"] = jump
     return [
         _evaluate(name, model, f"{size} --nfe {nfe} --sampler {sampler}", f"{nfe} evaluations")
-        for nfe in (11, 15, 25)
+        for nfe in budgets
         for name, sampler in samplers.items()
     ]
 
@@ -191,12 +191,12 @@ MEASUREMENTS = {
         "([teleportation](teleportation.md)). Heun with 11 evaluations, six steps, is worse behind any "
         "jump: where so few levels fall matters more. An exact score returns training images, so these "
         "are distances of solvers, not of models.",
-        _teleported("--data cifar10", f"--sigma-s 0 --num 500 --batch 250 {CACHE}"),
+        _teleported("--data cifar10", f"--sigma-s 0 --num 500 --batch 250 {CACHE}", (11, 15, 25)),
     ),
     "cifar_trained_teleportation": Measurement(
         "Solvers and teleportation on CIFAR-10, with a small network",
         "",
-        _teleported(f"--run {CIFAR}", "--num 500 --batch 100"),
+        _teleported(f"--run {CIFAR}", "--num 500 --batch 100", (11, 15)),
     ),
     "digits_guidance": Measurement(
         "Guidance on the digits",

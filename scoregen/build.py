@@ -48,6 +48,7 @@ from scoregen.training.role import Role
 from scoregen.training.step import TrainStep
 from scoregen.training.trainer import Trainer
 from scoregen.training.weights import load_weights, provenance, read_weights
+from scoregen.trust import refuse_foreign
 
 log = logging.getLogger(__name__)
 
@@ -270,7 +271,7 @@ def tell_loggers(run_dir: Path, nimg: int, values: Mapping[str, float]) -> None:
     cfg = saved_config(run_dir)
     try:
         if cfg is not None:
-            config.refuse_foreign(cfg, str(run_dir))
+            refuse_foreign(cfg, str(run_dir))
         loggers = [] if cfg is None else build_loggers(cfg, run_dir)
         if all(isinstance(logger, JSONLLogger) for logger in loggers):
             return

@@ -9,11 +9,9 @@ no quoting. Nothing below the entries reads a configuration: constructors take t
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,9 +26,6 @@ CONFIG = "config.yaml"  # in a run folder: what it is trained by
 
 # Groups whose files are of no node: they override the others, the later the earlier.
 PRESETS = ("experiment", "debug")
-
-# What is built when a model is read or measured; all else in the configuration of its weights made them.
-OF_MODEL = ("network", "precond", "codec", "data", "sampler", "logger")
 
 # A finished or interrupted run may be continued with another value of these.
 MUTABLE = (
@@ -81,10 +76,10 @@ def own_conf_dir() -> Path | None:
 
 def groups() -> dict[str, list[str]]:
     """Every configuration group with its choices, those of one's own among them."""
-    return {group: sorted(files) for group, files in _files(conf_dir(), own_conf_dir()).items()}
+    return {group: sorted(files) for group, files in choice_files(conf_dir(), own_conf_dir()).items()}
 
 
-def _files(package: Path, own: Path | None) -> dict[str, dict[str, Path]]:
+def choice_files(package: Path, own: Path | None) -> dict[str, dict[str, Path]]:
     """The file of every choice by group and name; where both folders have one, that of the package."""
     found: dict[str, dict[str, Path]] = {}
     for path in sorted(package.glob("*/*.yaml")):
@@ -97,7 +92,7 @@ def _files(package: Path, own: Path | None) -> dict[str, dict[str, Path]]:
 def _load_choice(group: str, name: str) -> DictConfig:
     """The content of a choice's file; UserError where one's own is torn, or hides behind another."""
     own = own_conf_dir()
-    file = _files(conf_dir(), own)[group][name]
+    file = choice_files(conf_dir(), own)[group][name]
     if own and (same := own / group / file.name).exists() and same.read_bytes() != file.read_bytes():
         raise UserError(f"{same} has the name of a choice of the package: give it another")
     try:
@@ -266,56 +261,6 @@ def from_yaml(text: str, source: str) -> DictConfig:
     except (YAMLError, OmegaConfBaseException):
         pass
     raise UserError(f"{source} is damaged, or no configuration that train.py has written")
-
-
-def refuse_foreign(cfg: DictConfig, source: str, parts: Iterable[str] = OF_MODEL) -> None:
-    """UserError where a configuration from outside names code that conf/ does not and scoregen has not.
-
-    A weights file is data: it must not choose what runs when it is read. By default only the parts of a model
-    are looked at: by what it was trained does not matter where nothing of that is built.
-    """
-    known = _known_targets(conf_dir(), own_conf_dir())
-    used = {target for part in parts for target in _targets(cfg.get(part))}
-    foreign = sorted(target for target in used if target not in known and not _is_ours(target))
-    if foreign:
-        raise UserError(
-            f"{source}: its configuration names {', '.join(foreign)}, which neither is a class of scoregen "
-            "nor stands in conf/; a weights file may not run code. If it is yours, name it in a file of the "
-            "folder conf where you stand, such as conf/network/mine.yaml"
-        )
-
-
-@cache
-def _known_targets(package: Path, own: Path | None) -> frozenset[str]:
-    """Everything that the files of the configuration folders name."""
-    found: set[str] = set()
-    for path in (path for choices in _files(package, own).values() for path in choices.values()):
-        with suppress(YAMLError, OmegaConfBaseException, UnicodeDecodeError):  # a torn file names nothing
-            found.update(_targets(OmegaConf.load(path)))
-    return frozenset(found)
-
-
-def _targets(node: Any) -> Iterator[str]:
-    """Everything that `instantiate` would call."""
-    if isinstance(node, DictConfig | ListConfig):
-        node = OmegaConf.to_container(node)
-    if isinstance(node, Mapping):
-        yield from (str(value) for key, value in node.items() if key == "_target_")
-        node = list(node.values())
-    if isinstance(node, list):
-        for item in node:
-            yield from _targets(item)
-
-
-def _is_ours(target: str) -> bool:
-    """Whether it is a class of scoregen, or was one that has moved since."""
-    if not target.startswith("scoregen."):
-        return False
-    try:
-        found = locate(target)
-    except (ImportError, AttributeError):
-        return True
-    return isinstance(found, type) and found.__module__.startswith("scoregen.")
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:

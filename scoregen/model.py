@@ -22,6 +22,7 @@ from scoregen.errors import UserError
 from scoregen.rng import derive_seed
 from scoregen.training.checkpoint import CHECKPOINTS, check_undamaged, latest_checkpoint
 from scoregen.training.weights import load_weights, read_weights, weights_hash
+from scoregen.trust import refuse_foreign
 
 AVERAGED = "ema.safetensors"  # of a checkpoint
 PRETRAINED = Path(__file__).parent / "pretrained"  # weights that come with the package
@@ -171,6 +172,6 @@ def find_model(path: Path) -> StoredModel | None:
             f"{weights} does not say which network it is of; give weights that train.py has written"
         )
     cfg = config.from_yaml(metadata["config"], str(weights))
-    config.refuse_foreign(cfg, str(weights))
+    refuse_foreign(cfg, str(weights))
     spec = ModelSpec.from_json(metadata["model"])
     return StoredModel(weights, cfg, spec, int(metadata.get("nimg", 0)), run_dir)

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from scoregen import config
 from scoregen.errors import UserError
+from scoregen.trust import refuse_foreign
 from scoregen.validation import check_choice, validate
 
 CHOICES = [f"{group}={name}" for group, names in config.groups().items() for name in names]
@@ -25,7 +26,7 @@ def problems_of(*overrides: str, processes: int = 1) -> str:
 def test_every_choice_of_every_group_is_valid_and_may_stand_in_a_weights_file(choice: str) -> None:
     cfg, problems = config.compose([choice])
     assert problems + validate(cfg) == []
-    config.refuse_foreign(cfg, "here")
+    refuse_foreign(cfg, "here")
 
 
 @pytest.mark.parametrize(
@@ -113,13 +114,15 @@ def test_a_weights_file_may_not_choose_code(override: str) -> None:
     assert problems == []
     target = override.split("_target_")[1].strip("=: ").split(",")[0]
     with pytest.raises(UserError, match=target):
-        config.refuse_foreign(cfg, "here")
+        refuse_foreign(cfg, "here")
 
 
 @pytest.mark.parametrize("part", ["objective", "optimizer", "hooks.mine"])
 def test_what_a_model_was_trained_by_is_not_asked_of_its_weights(part: str) -> None:
     cfg, _ = config.compose([f"{part}._target_=mine.Class"])
-    config.refuse_foreign(cfg, "here")
+    refuse_foreign(cfg, "here")
+    with pytest.raises(UserError, match=r"mine\.Class"):  # where it is built, too
+        refuse_foreign(cfg, "here", parts=map(str, cfg))
 
 
 @pytest.fixture
@@ -140,7 +143,7 @@ def test_a_folder_where_one_stands_adds_choices(own: Path) -> None:
     assert problems + validate(cfg) == []
     assert cfg.network == {"_target_": "own_narrow.Narrow", "width": 5, "depth": 1}
     assert config.choose("network", "narrow")[0].width == 5
-    config.refuse_foreign(cfg, "here")
+    refuse_foreign(cfg, "here")
     assert "narrow" in config.groups()["network"]
     assert "allowed: adm, classifier, ddpmpp" in str(config.compose(["network=nope"])[1][0])
 
@@ -156,7 +159,7 @@ def test_other_programs_folders_are_left_alone_and_names_are_taken_once(own: Pat
     (own / "network" / "torn.yaml").write_text("a: [1")
     cfg, problems = config.compose(["network=narrow"])  # what is not chosen does not matter
     assert problems == []
-    config.refuse_foreign(cfg, "here")
+    refuse_foreign(cfg, "here")
     with pytest.raises(UserError, match=r"network/mlp\.yaml has the name of a choice of the package"):
         config.compose(["network=mlp"])
     with pytest.raises(UserError, match=r"network/torn\.yaml is no YAML"):

@@ -99,11 +99,12 @@ def _settings(args: argparse.Namespace) -> tuple[DictConfig, list[config.Problem
     if args.resume is None:
         return config.compose(args.overrides)
     from scoregen.build import saved_config
+    from scoregen.trust import refuse_foreign
 
     saved = saved_config(args.resume)
     if saved is None:
         raise UserError(f"--resume {args.resume}: there is no run with a checkpoint")
-    config.refuse_foreign(saved, str(args.resume), parts=map(str, saved))
+    refuse_foreign(saved, str(args.resume), parts=map(str, saved))
     if saved.schedule.get("total") == saved.trainer.total:
         saved.schedule.total = "${trainer.total}"  # so that a run that ends there is not lengthened
     cfg, problems = config.revise(saved, args.overrides)
